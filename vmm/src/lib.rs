@@ -1,0 +1,1 @@
+//! Berth, a hosted hypervisor on KVM.

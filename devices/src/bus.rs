@@ -59,9 +59,8 @@ impl Bus {
 
     /// Places `device` at `len` bytes from `base`.
     pub fn insert(&mut self, base: u64, len: u64, device: Arc<dyn BusDevice>) -> Result<(), BusError> {
-        let last = match len.checked_sub(1).and_then(|span| base.checked_add(span)) {
-            Some(last) => last,
-            None => return Err(BusError::BadRange { base, len }),
+        let Some(last) = len.checked_sub(1).and_then(|span| base.checked_add(span)) else {
+            return Err(BusError::BadRange { base, len });
         };
         let at = self.slots.partition_point(|slot| slot.last < base);
         if let Some(slot) = self.slots.get(at)

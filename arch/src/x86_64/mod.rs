@@ -1,0 +1,4 @@
+//! x86_64: the only CPU so far.
+
+pub mod assist;
+pub mod layout;

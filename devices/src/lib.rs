@@ -4,6 +4,7 @@
 //! driver on a machine without `/dev/kvm`.
 
 pub mod bus;
+pub mod irqchip;
 pub mod virtio;
 
 /// Guest RAM as the devices see it. Written once here, so that dirty tracking can change its bitmap in one place.

@@ -76,6 +76,8 @@ pub const VIRTIO_MMIO_MAX: usize = 64;
 /// Left out: 0 (timer), 1 and 12 (keyboard and mouse), 2 (cascade), 3 and 4 (serial), 8 (RTC), 9 (ACPI), 13 (FPU).
 pub const VIRTIO_GSIS: [u32; 15] = [5, 6, 7, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
+/// Most processors a guest can have: APIC ids are 8 bits, 255 means all of them, and one is left for the IOAPIC.
+pub const MAX_CPUS: u32 = 254;
 /// The in-kernel or emulated IOAPIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Input pins of the IOAPIC: GSIs 0 to 23.

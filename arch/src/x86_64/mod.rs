@@ -1,5 +1,9 @@
 //! x86_64: the only CPU so far.
 
 pub mod assist;
+pub mod boot_regs;
 pub mod cpuid;
 pub mod layout;
+
+#[cfg(test)]
+pub(crate) mod test_vm;

@@ -4,6 +4,7 @@ pub mod assist;
 pub mod boot_regs;
 pub mod cpuid;
 pub mod layout;
+pub mod mptable;
 
 #[cfg(test)]
 pub(crate) mod test_vm;

@@ -3,6 +3,7 @@
 pub mod assist;
 pub mod boot_regs;
 pub mod cpuid;
+pub mod kind;
 pub mod layout;
 pub mod mptable;
 

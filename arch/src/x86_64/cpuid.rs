@@ -37,7 +37,8 @@ pub struct GuestCpu {
     pub tsc_deadline: bool,
     /// The guest's TSC frequency if known (`KVM_GET_TSC_KHZ`).
     pub tsc_khz: Option<u32>,
-    /// Whether ring 0 is interpreted: then features whose instructions the interpreter lacks are cleared.
+    /// Whether ring 0 is interpreted, as far as [`looks_interpreted`] can tell: then features whose instructions the interpreter
+    /// lacks are cleared.
     pub interpreted: bool,
 }
 
@@ -45,6 +46,17 @@ pub struct GuestCpu {
 pub fn supported(kvm: &Kvm) -> Result<CpuId, CpuidError> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(CpuidError::Supported)
+}
+
+/// Whether this KVM leaves out POPCNT, which every CPU with hardware virtualization since 2008 has.
+///
+/// A hint for the guest's CPUID alone, which must be set before a vCPU can be asked what it really is
+/// ([`kind_of_vcpu`](super::kind::kind_of_vcpu)); a wrong guess costs the guest some features.
+pub fn looks_interpreted(supported: &[kvm_cpuid_entry2]) -> bool {
+    const POPCNT: u32 = 1 << 23;
+    supported
+        .iter()
+        .any(|entry| entry.function == 1 && entry.ecx & POPCNT == 0)
 }
 
 /// Gives a vCPU its CPUID.

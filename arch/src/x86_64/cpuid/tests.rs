@@ -184,6 +184,13 @@ fn interpreted_guests_lose_what_the_interpreter_lacks_and_nothing_else() {
 }
 
 #[test]
+fn a_kvm_without_popcnt_looks_interpreted() {
+    assert!(!looks_interpreted(&intel()));
+    assert!(looks_interpreted(&amd()));
+    assert!(!looks_interpreted(&[]), "no leaf 1 says nothing");
+}
+
+#[test]
 fn command_line_keeps_vector_state_known_to_the_kernel() {
     let line = interpreted_command_line();
     let names: Vec<_> = line.split_once("clearcpuid=").unwrap().1.split(',').collect();

@@ -1,5 +1,6 @@
 //! x86_64: the only CPU so far.
 
+pub mod acpi;
 pub mod assist;
 pub mod boot_regs;
 pub mod cpuid;

@@ -7,6 +7,3 @@ pub mod cpuid;
 pub mod kind;
 pub mod layout;
 pub mod mptable;
-
-#[cfg(test)]
-pub(crate) mod test_vm;

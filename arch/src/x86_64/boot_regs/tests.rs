@@ -1,8 +1,6 @@
-//! The computed states, and that KVM runs a guest from each entry.
+//! The computed states. That KVM runs a guest from each entry is shown in `tests/kvm.rs`.
 
 use super::*;
-use crate::x86_64::test_vm::TestVm;
-use kvm_ioctls::VcpuExit;
 use vm_memory::GuestMemoryMmap;
 
 const LINUX: Entry = Entry::Linux64 { rip: 0x10_0000 };
@@ -131,24 +129,4 @@ fn lint_pins_are_set_and_the_rest_of_the_apic_stays() {
         (set.regs[0x351], set.regs[0x352], set.regs[0x361], set.regs[0x20]),
         (7, 0, 4, 5)
     );
-}
-
-#[test]
-fn kvm_runs_code_from_either_entry() {
-    const LINUX_CODE: &[u8] = &[0x48, 0x89, 0xf0, 0x48, 0xc1, 0xe8, 12, 0xe6, 0xf4]; // mov rax, rsi; shr rax, 12; out
-    const PVH_CODE: &[u8] = &[0x89, 0xd8, 0xc1, 0xe8, 12, 0xe6, 0xf4]; // mov eax, ebx; shr eax, 12; out
-    for (entry, code, expected) in [
-        (LINUX, LINUX_CODE, layout::ZERO_PAGE >> 12),
-        (PVH, PVH_CODE, layout::PVH_START_INFO >> 12),
-    ] {
-        let mut vm = TestVm::new(2 << 20);
-        vm.memory.write_slice(code, GuestAddress(0x10_0000)).unwrap();
-        write_tables(&vm.memory, entry, 1).unwrap();
-        set_common(&vm.vcpu, true).unwrap();
-        set_entry(&vm.vcpu, entry).unwrap();
-        match vm.vcpu.run().unwrap() {
-            VcpuExit::IoOut(port, data) => assert_eq!((port, data), (0xf4, [expected as u8].as_slice())),
-            other => panic!("{entry:?}: {other:?}"),
-        }
-    }
 }

@@ -213,24 +213,3 @@ proptest! {
         prop_assert_eq!(leaf(&guest, 0xb, 1).edx, index);
     }
 }
-
-#[test]
-fn kvm_takes_the_cpuid_of_every_vcpu() {
-    let kvm = Kvm::new().expect("/dev/kvm");
-    let vm = kvm.create_vm().unwrap();
-    vm.create_irq_chip().unwrap();
-    let host = supported(&kvm).unwrap();
-    for index in 0..2 {
-        let vcpu = vm.create_vcpu(u64::from(index)).unwrap();
-        let tsc_khz = vcpu.get_tsc_khz().ok();
-        let guest = guest_cpuid(
-            host.as_slice(),
-            GuestCpu {
-                tsc_khz,
-                ..cpu(index, 2)
-            },
-        );
-        set(&vcpu, &guest).unwrap();
-        assert_eq!(leaf(vcpu.get_cpuid2(256).unwrap().as_slice(), 0xb, 1).edx, index);
-    }
-}

@@ -1,1 +1,3 @@
 //! Berth, a hosted hypervisor on KVM.
+
+pub mod spec;

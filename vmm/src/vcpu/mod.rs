@@ -1,0 +1,121 @@
+//! vCPU threads: each owns its vCPU and does nothing but run it, hand exits to the buses and answer its controller.
+
+mod control;
+mod exits;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use berth_devices::bus::Bus;
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::signal::Killable;
+
+pub(crate) use control::install_kick_handler;
+use control::{ImmediateExit, Next, VcpuControl, kick_signal};
+use exits::Outcome;
+
+use crate::assist::VcpuAssist;
+use crate::stop::{StopCell, StopReason};
+
+/// What a vCPU thread works with.
+pub(crate) struct VcpuParts {
+    /// Number of the vCPU, from 0.
+    pub(crate) index: u8,
+    /// The vCPU, its registers set.
+    pub(crate) vcpu: VcpuFd,
+    /// Port I/O.
+    pub(crate) ports: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub(crate) mmio: Arc<Bus>,
+    /// Where the end of the VM is told.
+    pub(crate) stop: Arc<StopCell>,
+    /// Completes what an interpreting KVM cannot; none where guest code runs natively.
+    pub(crate) assist: Option<VcpuAssist>,
+}
+
+/// A running vCPU thread.
+pub(crate) struct VcpuThread {
+    control: Arc<VcpuControl>,
+    thread: JoinHandle<Option<VcpuAssist>>,
+}
+
+impl VcpuThread {
+    /// Starts the thread; the guest runs at once.
+    pub(crate) fn spawn(parts: VcpuParts) -> std::io::Result<Self> {
+        let control = Arc::new(VcpuControl::new());
+        let thread = std::thread::Builder::new().name(format!("vcpu{}", parts.index)).spawn({
+            let control = control.clone();
+            move || run(parts, &control)
+        })?;
+        Ok(Self { control, thread })
+    }
+
+    /// Asks the thread to leave the guest. Ask every vCPU first, then wait for each.
+    pub(crate) fn pause(&self) {
+        self.control.pause();
+        self.kick();
+    }
+
+    /// Waits until the thread has left the guest.
+    pub(crate) fn wait_paused(&self) {
+        self.control.wait_paused();
+    }
+
+    /// Lets the thread enter the guest again.
+    pub(crate) fn resume(&self) {
+        self.control.resume();
+    }
+
+    /// Asks the thread to end. Ask every vCPU first, then join each.
+    pub(crate) fn stop(&self) {
+        self.control.stop();
+        self.kick();
+    }
+
+    /// Waits for the thread's end and returns its assist, for the counts.
+    pub(crate) fn join(self) -> Option<VcpuAssist> {
+        // A panic on the thread was reported by the panic hook; there is nothing left to count.
+        self.thread.join().ok().flatten()
+    }
+
+    fn kick(&self) {
+        // Fails only when the thread has ended, and then there is nobody to kick.
+        let _ = self.thread.kill(kick_signal());
+    }
+}
+
+/// The thread: runs until the guest or the controller ends it.
+fn run(mut parts: VcpuParts, control: &VcpuControl) -> Option<VcpuAssist> {
+    let kick = ImmediateExit::new(&mut parts.vcpu);
+    while control.next() == Next::Run {
+        if let Err(reason) = run_until_kicked(&mut parts) {
+            parts.stop.stop(reason);
+            break;
+        }
+        kick.clear();
+    }
+    parts.assist
+}
+
+/// Runs the guest until a kick. Whatever KVM_RUN was asked to complete is complete then, so state may be read.
+fn run_until_kicked(parts: &mut VcpuParts) -> Result<(), StopReason> {
+    loop {
+        if let Some(assist) = &mut parts.assist {
+            assist.before_run(&mut parts.vcpu)?;
+        }
+        match exits::enter(&mut parts.vcpu, &parts.mmio) {
+            Outcome::Handled => {}
+            Outcome::Port => exits::port_access(&mut parts.vcpu, &parts.ports),
+            Outcome::Interrupted => return Ok(()),
+            Outcome::Debug => match &mut parts.assist {
+                Some(assist) => assist.on_debug(&mut parts.vcpu)?,
+                None => return Err(StopReason::Fault("KVM reported a debug stop nobody asked for".to_owned())),
+            },
+            Outcome::Unemulated => match &mut parts.assist {
+                Some(assist) => assist.on_unemulated(&mut parts.vcpu)?,
+                None => return Err(StopReason::Fault(exits::internal_error(&mut parts.vcpu))),
+            },
+            Outcome::Stop(reason) => return Err(reason),
+        }
+    }
+}

@@ -1,1 +1,21 @@
-//! Berth end to end.
+//! Berth end to end: the harness with which tests and benchmarks run the real program as a user would.
+//!
+//! - [`invocation`] starts `berth`, feeds it, waits for what it says and for its end, always with a deadline
+//! - [`guests`] are the kernels to run in it; [`formats`] wraps a kernel the ways kernels come
+//! - [`netns`] is a network of the test's own, [`debian`] a Debian root image, [`memory`] what the program's memory is made of
+//! - [`fuzz`] holds the entry points that the fuzzers and the tests on stable Rust share
+//!
+//! Nothing is skipped: a test that lacks a right, a package or `/dev/kvm` fails with a sentence that names it.
+#![forbid(unsafe_code)]
+// A harness fails by panicking, and says why when it does.
+#![allow(clippy::missing_panics_doc)]
+
+pub mod debian;
+pub mod formats;
+pub mod fuzz;
+pub mod guests;
+pub mod invocation;
+pub mod memory;
+pub mod netns;
+pub mod program;
+pub mod tools;

@@ -1,0 +1,75 @@
+//! Builds the test guests from source: `guests/` holds C and assembly for ring 0, made with the system's C compiler.
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// No vector registers, no red zone, nothing that needs a runtime: the code runs in ring 0, on some hosts in an emulator.
+const FLAGS: &[&str] = &[
+    "-std=gnu11",
+    "-O1",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-ffreestanding",
+    "-mgeneral-regs-only",
+    "-mno-red-zone",
+    "-fno-stack-protector",
+    "-fno-pic",
+    "-fcf-protection=none",
+    "-fno-asynchronous-unwind-tables",
+    "-nostdlib",
+    "-static",
+    "-no-pie",
+    "-Wl,--build-id=none",
+    "-Wl,-z,noexecstack",
+    "-Wl,--no-warn-rwx-segments",
+    "-Wl,-z,max-page-size=4096",
+];
+
+fn main() {
+    println!("cargo::rerun-if-changed=guests");
+    build("guest", "guest.ld", &["entry.S", "guest.c", "hostile.c"]);
+    build("byte", "byte.ld", &["byte.S"]);
+    build_program("vectors", "vectors.c");
+}
+
+fn guests() -> PathBuf {
+    PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("guests")
+}
+
+fn output(name: &str) -> PathBuf {
+    PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join(name)
+}
+
+/// A kernel.
+fn build(name: &str, script: &str, sources: &[&str]) {
+    let mut command = Command::new("gcc");
+    command.args(FLAGS).arg("-T").arg(script).args(sources);
+    run(command, name);
+}
+
+/// A program for Linux in the guest, static, so that it runs on any root.
+fn build_program(name: &str, source: &str) {
+    let mut command = Command::new("gcc");
+    command.args([
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-static",
+        source,
+    ]);
+    run(command, name);
+}
+
+fn run(mut command: Command, name: &str) {
+    command.current_dir(guests()).arg("-o").arg(output(name));
+    match command.status() {
+        Ok(status) if status.success() => (),
+        Ok(status) => panic!("building the test guest {name} failed ({status}): {command:?}"),
+        Err(error) => panic!("the test guests need gcc (package gcc): {error}"),
+    }
+}

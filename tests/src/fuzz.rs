@@ -1,0 +1,54 @@
+//! What the fuzzers feed: one function per target, any bytes in, no panic and no hang out.
+//!
+//! `tests/fuzz` drives them with libFuzzer; `tests/corpus.rs` drives them with seeded pseudo-random input on stable Rust.
+
+use berth_boot::{BootRequest, CommandLine, EntryPolicy, KernelSource};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// A target's name and its function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: &[Target] = &[("kernel", kernel)];
+
+/// Guest RAM for loading: small, so that lies about sizes are soon out of it.
+const RAM: usize = 4 << 20;
+
+/// Loads arbitrary bytes as a kernel, by each entry policy.
+pub fn kernel(data: &[u8]) {
+    let Some((&choice, file)) = data.split_first() else {
+        return;
+    };
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).expect("the host has 4 MiB");
+    let mut cmdline = CommandLine::new();
+    cmdline.push("console=ttyS0");
+    let kernel = KernelSource::File(scratch(file));
+    let request = BootRequest {
+        kernel: &kernel,
+        initrd: None,
+        cmdline: &cmdline,
+        entry: [EntryPolicy::Auto, EntryPolicy::Linux64, EntryPolicy::Pvh][usize::from(choice) % 3],
+        rsdp: None,
+    };
+    // A refusal is as good as a load.
+    let _ = berth_boot::load(&memory, &request);
+}
+
+/// A file that holds `bytes`, without a name that a crash could leave behind.
+fn scratch(bytes: &[u8]) -> std::path::PathBuf {
+    use std::cell::RefCell;
+    use std::io::{Seek, Write};
+    use std::os::fd::AsRawFd;
+
+    thread_local! {
+        static FILE: RefCell<std::fs::File> = RefCell::new(tempfile::tempfile().expect("a temporary file can be made"));
+    }
+    FILE.with_borrow_mut(|file| {
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(bytes));
+        written.expect("the temporary folder has room");
+        format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+    })
+}

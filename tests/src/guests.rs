@@ -1,0 +1,66 @@
+//! The guests that tests boot: two kernels of our own, and the Linux that ships with Berth.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use crate::program;
+
+/// The test guest (`guests/guest.c`): does what `do=WORD[:NUMBER]` on its command line says. Both entries, 47 KB.
+pub fn tiny() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/guest"))
+}
+
+/// The guest of the start-up benchmark (`guests/byte.S`): a byte to the serial port, then the exit port.
+pub fn byte() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/byte"))
+}
+
+/// A program for Linux (`guests/vectors.c`): whether two processes keep their vector registers.
+pub fn vectors() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/vectors"))
+}
+
+/// The folder of the guest that ships with Berth.
+pub fn shipped() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/guest"))
+}
+
+/// The shipped kernel, unpacked: an ELF file of Linux.
+pub fn linux() -> &'static Path {
+    static PATH: LazyLock<PathBuf> = LazyLock::new(|| unpacked("vmlinux"));
+    &PATH
+}
+
+/// The shipped root image, unpacked.
+pub fn root() -> &'static Path {
+    static PATH: LazyLock<PathBuf> = LazyLock::new(|| unpacked("rootfs.erofs"));
+    &PATH
+}
+
+/// Unpacks an artefact into the cache, unless what lies there is newer.
+fn unpacked(name: &str) -> PathBuf {
+    let packed = shipped().join(format!("{name}.zst"));
+    let path = program::cache().join(name);
+    let changed = |path: &Path| fs::metadata(path).and_then(|data| data.modified());
+    if matches!((changed(&path), changed(&packed)), (Ok(have), Ok(source)) if have >= source) {
+        return path;
+    }
+    let file = File::open(&packed).unwrap_or_else(|error| panic!("{}: {error}", packed.display()));
+    let mut bytes = Vec::new();
+    ruzstd::decoding::StreamingDecoder::new(file)
+        .unwrap_or_else(|error| panic!("{}: {error}", packed.display()))
+        .read_to_end(&mut bytes)
+        .unwrap_or_else(|error| panic!("{}: {error}", packed.display()));
+    write_whole(&path, &bytes);
+    path
+}
+
+/// Writes a file of the cache so that another test sees all of it or nothing.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) {
+    let folder = path.parent().expect("it lies in the cache");
+    let mut file = tempfile::NamedTempFile::new_in(folder).expect("the cache can be written");
+    file.write_all(bytes).expect("the cache has room");
+    file.persist(path).expect("the cache can be written");
+}

@@ -1,0 +1,618 @@
+//! Running `berth` as a user would: with arguments, input, a terminal if asked; and waiting for what it says and its end.
+//!
+//! Every wait is on the program's own pipes and its pidfd, and has a deadline. A test that misses it ends the program and
+//! fails with all that was said. At most as many programs run at once as the host has processors.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, Termios, tcgetattr};
+
+use crate::netns::Netns;
+use crate::{program, tools};
+
+/// How long a program may run unless a test says otherwise. A boot of Linux takes half a minute where KVM interprets.
+const DEADLINE: Duration = Duration::from_secs(150);
+
+/// A program about to be started.
+pub struct Invocation {
+    prefix: Vec<OsString>,
+    arguments: Vec<OsString>,
+    folder: Option<PathBuf>,
+    deadline: Duration,
+    input: Input,
+}
+
+enum Input {
+    Nothing,
+    Bytes(Vec<u8>),
+    Open,
+    Terminal,
+}
+
+/// `berth` with these arguments, with nothing on standard input.
+pub fn berth<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Invocation {
+    Invocation {
+        prefix: Vec::new(),
+        arguments: owned(arguments),
+        folder: None,
+        deadline: DEADLINE,
+        input: Input::Nothing,
+    }
+}
+
+/// `berth run` with these further arguments.
+pub fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Invocation {
+    berth(["run"]).args(arguments)
+}
+
+/// `berth run` of the test guest doing `task`, see `guests/guest.c`.
+pub fn tiny(task: &str) -> Invocation {
+    run(["--memory", "64M", "--kernel"])
+        .arg(crate::guests::tiny())
+        .args(["--cmdline", &format!("do={task}")])
+}
+
+/// `berth run -- sh -c SCRIPT`: a script for the shipped guest.
+pub fn script(script: &str) -> Invocation {
+    run(Vec::<OsString>::new()).command(["sh", "-c", script])
+}
+
+fn owned<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Vec<OsString> {
+    words.into_iter().map(|word| word.as_ref().to_owned()).collect()
+}
+
+impl Invocation {
+    /// One more argument, before the guest's command if there is one.
+    #[must_use]
+    pub fn arg(self, argument: impl AsRef<OsStr>) -> Self {
+        self.args([argument])
+    }
+
+    /// More arguments, before the guest's command if there is one.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        let end = self
+            .arguments
+            .iter()
+            .position(|word| word == "--")
+            .unwrap_or(self.arguments.len());
+        self.arguments.splice(end..end, owned(arguments));
+        self
+    }
+
+    /// What the shipped guest is to run.
+    #[must_use]
+    pub fn command<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.arguments.push("--".into());
+        self.arguments.extend(owned(words));
+        self
+    }
+
+    /// Starts it behind another program, which must become it.
+    #[must_use]
+    pub fn behind<S: AsRef<OsStr>>(mut self, prefix: impl IntoIterator<Item = S>) -> Self {
+        self.prefix.extend(owned(prefix));
+        self
+    }
+
+    /// Starts it in a network namespace.
+    #[must_use]
+    pub fn inside(self, netns: &Netns) -> Self {
+        self.behind(netns.prefix())
+    }
+
+    /// Starts it in this folder.
+    #[must_use]
+    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = Some(folder.into());
+        self
+    }
+
+    /// Gives it another deadline.
+    #[must_use]
+    pub fn within(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Gives it these bytes on standard input, and then its end.
+    #[must_use]
+    pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Input::Bytes(bytes.into());
+        self
+    }
+
+    /// Gives it a pipe on standard input, which [`Running::send`] fills.
+    #[must_use]
+    pub fn open_input(mut self) -> Self {
+        self.input = Input::Open;
+        self
+    }
+
+    /// Runs it on a terminal of its own, standard error included.
+    #[must_use]
+    pub fn on_terminal(mut self) -> Self {
+        self.input = Input::Terminal;
+        self
+    }
+
+    /// Starts it and waits for its end.
+    pub fn finish(self) -> Outcome {
+        self.start().finish()
+    }
+
+    /// Starts it.
+    pub fn start(self) -> Running {
+        let permit = Permit::take();
+        let mut words = self.prefix.clone();
+        let terminal = matches!(self.input, Input::Terminal).then(Terminal::new);
+        if terminal.is_some() {
+            // Becomes a session's leader with the terminal as its own, then the program.
+            words.extend(owned(["setsid", "--ctty"]));
+        }
+        words.push(program::berth().into());
+        words.extend(self.arguments);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        if let Some(terminal) = &terminal {
+            command
+                .stdin(terminal.end())
+                .stdout(terminal.end())
+                .stderr(terminal.end());
+        } else {
+            let nothing = matches!(self.input, Input::Nothing);
+            command.stdin(if nothing { Stdio::null() } else { Stdio::piped() });
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        let started = Instant::now();
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| tools::missing(&words[0].to_string_lossy(), &error));
+        let pidfd = pidfd_open(pid(&child), PidfdFlags::empty()).expect("the child has not been waited for");
+        let mut input = child.stdin.take().map(OwnedFd::from);
+        let mut output = Stream::new(child.stdout.take().map(OwnedFd::from));
+        if let Some(terminal) = &terminal {
+            input = Some(terminal.controller());
+            output = Stream::new(Some(terminal.controller()));
+        }
+        let errors = Stream::new(child.stderr.take().map(OwnedFd::from));
+        if let Some(fd) = &input {
+            set_nonblocking(fd);
+        }
+        let (queued, closing) = match self.input {
+            Input::Bytes(bytes) => (bytes, true),
+            _ => (Vec::new(), false),
+        };
+        let shown = words
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ");
+        Running {
+            child,
+            pidfd,
+            input,
+            queued,
+            closing,
+            output,
+            errors,
+            terminal,
+            shown,
+            started,
+            deadline: started + self.deadline,
+            ended: None,
+            _permit: permit,
+        }
+    }
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+fn set_nonblocking(fd: &OwnedFd) {
+    let flags = fcntl_getfl(fd).expect("an open descriptor has flags");
+    fcntl_setfl(fd, flags | OFlags::NONBLOCK).expect("an open descriptor takes flags");
+}
+
+/// A pipe from the program and all that came through it.
+struct Stream {
+    fd: Option<OwnedFd>,
+    bytes: Vec<u8>,
+    /// Up to where [`Running::wait_for`] has seen it.
+    seen: usize,
+}
+
+impl Stream {
+    fn new(fd: Option<OwnedFd>) -> Self {
+        Self {
+            fd,
+            bytes: Vec::new(),
+            seen: 0,
+        }
+    }
+
+    fn read(&mut self) {
+        let Some(fd) = &self.fd else { return };
+        let mut buffer = [0; 8192];
+        match rustix::io::read(fd, &mut buffer) {
+            // A terminal whose other end is closed says EIO.
+            Ok(0) | Err(rustix::io::Errno::IO) => self.fd = None,
+            Ok(n) => self.bytes.extend_from_slice(&buffer[..n]),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => (),
+            Err(error) => panic!("reading from the program: {error}"),
+        }
+    }
+}
+
+/// A running program. Dropped, it is killed.
+pub struct Running {
+    child: Child,
+    pidfd: OwnedFd,
+    input: Option<OwnedFd>,
+    queued: Vec<u8>,
+    /// The input ends when the queue is empty.
+    closing: bool,
+    output: Stream,
+    errors: Stream,
+    terminal: Option<Terminal>,
+    shown: String,
+    started: Instant,
+    deadline: Instant,
+    ended: Option<(ExitStatus, Duration)>,
+    _permit: Permit,
+}
+
+impl Running {
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Writes to its standard input.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.queued.extend_from_slice(bytes.as_ref());
+    }
+
+    /// Ends its standard input once all has been written.
+    pub fn end_input(&mut self) {
+        self.closing = true;
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(pid(&self.child), signal).expect("the child has not been waited for");
+    }
+
+    /// Waits until its standard output, from the last such wait on, holds `text`; gives what came up to there.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        self.wait(&format!("standard output holds {text:?}"), |running| {
+            let fresh = &running.output.bytes[running.output.seen..];
+            let at = find(fresh, text.as_bytes())? + text.len();
+            let said = String::from_utf8_lossy(&fresh[..at]).into_owned();
+            running.output.seen += at;
+            Some(said)
+        })
+    }
+
+    /// The same for standard error.
+    pub fn wait_for_error(&mut self, text: &str) {
+        self.wait(&format!("standard error holds {text:?}"), |running| {
+            let at = find(&running.errors.bytes[running.errors.seen..], text.as_bytes())?;
+            running.errors.seen += at + text.len();
+            Some(())
+        });
+    }
+
+    /// The terminal it runs on.
+    ///
+    /// # Panics
+    /// If it does not run on one.
+    pub fn terminal(&self) -> &Terminal {
+        self.terminal
+            .as_ref()
+            .expect("the program was started on a terminal")
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Outcome {
+        if let Some(terminal) = &self.terminal {
+            // What the program leaves in the terminal must outlive it.
+            terminal.hold();
+        }
+        let on_terminal = self.terminal.is_some();
+        self.wait("it ends", |running| {
+            let drained = on_terminal || running.output.fd.is_none() && running.errors.fd.is_none();
+            (running.ended.is_some() && drained).then_some(())
+        });
+        let (status, elapsed) = self.ended.expect("waited for");
+        if on_terminal {
+            self.drain_terminal();
+        }
+        Outcome {
+            status,
+            elapsed,
+            stdout: std::mem::take(&mut self.output.bytes),
+            stderr: std::mem::take(&mut self.errors.bytes),
+            shown: std::mem::take(&mut self.shown),
+        }
+    }
+
+    /// Reads what is left; our own open end keeps the terminal from saying that it is over.
+    fn drain_terminal(&mut self) {
+        loop {
+            let before = self.output.bytes.len();
+            let Some(fd) = &self.output.fd else { return };
+            set_nonblocking(fd);
+            self.output.read();
+            if self.output.bytes.len() == before {
+                return;
+            }
+        }
+    }
+
+    /// Serves the pipes until `done` gives something.
+    fn wait<T>(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> Option<T>) -> T {
+        loop {
+            if let Some(value) = done(self) {
+                return value;
+            }
+            let over = self.ended.is_some() && self.output.fd.is_none() && self.errors.fd.is_none();
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if over || left.is_zero() {
+                let why = if over { "it ended" } else { "the deadline passed" };
+                let text = format!(
+                    "waiting until {what}, but {why}: {}\n--- status {:?}, after {:.1?}\n--- standard output\n{}\n--- standard error\n{}",
+                    self.shown,
+                    self.ended.map(|(status, _)| status),
+                    self.started.elapsed(),
+                    String::from_utf8_lossy(&self.output.bytes),
+                    String::from_utf8_lossy(&self.errors.bytes),
+                );
+                panic!("{text}");
+            }
+            self.serve(left);
+        }
+    }
+
+    /// Waits for the next event and handles it.
+    fn serve(&mut self, left: Duration) {
+        if self.queued.is_empty() && self.closing {
+            self.input = None;
+        }
+        let wanted = [
+            (Some(&self.pidfd).filter(|_| self.ended.is_none()), PollFlags::IN),
+            (self.output.fd.as_ref(), PollFlags::IN),
+            (self.errors.fd.as_ref(), PollFlags::IN),
+            (
+                self.input.as_ref().filter(|_| !self.queued.is_empty()),
+                PollFlags::OUT,
+            ),
+        ];
+        let (places, mut fds): (Vec<_>, Vec<_>) = wanted
+            .iter()
+            .enumerate()
+            .filter_map(|(place, (fd, flags))| {
+                Some((place, PollFd::from_borrowed_fd((*fd)?.as_fd(), *flags)))
+            })
+            .unzip();
+        let timeout = rustix::event::Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => (),
+            Err(error) => panic!("poll: {error}"),
+        }
+        let mut ready = [false; 4];
+        for (place, fd) in places.into_iter().zip(&fds) {
+            ready[place] = !fd.revents().is_empty();
+        }
+        let [process, output, errors, input] = ready;
+        if output {
+            self.output.read();
+        }
+        if errors {
+            self.errors.read();
+        }
+        if input {
+            self.write_input();
+        }
+        if process {
+            let status = self.child.wait().expect("the child is ours");
+            self.ended = Some((status, self.started.elapsed()));
+        }
+    }
+
+    fn write_input(&mut self) {
+        let Some(fd) = &self.input else { return };
+        match rustix::io::write(fd, &self.queued) {
+            Ok(n) => drop(self.queued.drain(..n)),
+            // It closed its input; what it makes of that is seen elsewhere.
+            Err(rustix::io::Errno::PIPE | rustix::io::Errno::IO) => {
+                self.queued.clear();
+                self.input = None;
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => (),
+            Err(error) => panic!("writing to the program: {error}"),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}
+
+/// A pseudo-terminal.
+pub struct Terminal {
+    controller: OwnedFd,
+    end: OwnedFd,
+    held: Mutex<Option<OwnedFd>>,
+}
+
+impl Terminal {
+    fn new() -> Self {
+        let make = || -> io::Result<Self> {
+            let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+            grantpt(&controller)?;
+            unlockpt(&controller)?;
+            let name = ptsname(&controller, Vec::new())?;
+            let end = rustix::fs::open(
+                name,
+                OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
+                rustix::fs::Mode::empty(),
+            )?;
+            Ok(Self {
+                controller,
+                end,
+                held: Mutex::new(None),
+            })
+        };
+        make().unwrap_or_else(|error| panic!("the host gives no pseudo-terminal: {error}"))
+    }
+
+    /// The end that a program has.
+    fn end(&self) -> OwnedFd {
+        self.end.try_clone().expect("descriptors are not used up")
+    }
+
+    fn controller(&self) -> OwnedFd {
+        self.controller.try_clone().expect("descriptors are not used up")
+    }
+
+    fn hold(&self) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.end());
+    }
+
+    /// Its settings.
+    pub fn settings(&self) -> Termios {
+        tcgetattr(&self.end).expect("it is a terminal")
+    }
+
+    /// Whether it edits lines and echoes, as for a shell, or is raw.
+    pub fn is_raw(&self) -> bool {
+        !self
+            .settings()
+            .local_modes
+            .intersects(LocalModes::ICANON | LocalModes::ECHO)
+    }
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its status.
+    pub status: ExitStatus,
+    /// From its start to its end.
+    pub elapsed: Duration,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+    shown: String,
+}
+
+impl Outcome {
+    /// Its standard output as text.
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Its standard error as text.
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Its exit code, or `None` if a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// Fails unless it ended with `code`.
+    #[track_caller]
+    pub fn expect_code(&self, code: i32) -> &Self {
+        assert!(self.code() == Some(code), "expected exit code {code}: {self}");
+        self
+    }
+
+    /// Fails unless it ended with `code` and one sentence on standard error, which is given without its `berth: `.
+    #[track_caller]
+    pub fn sentence(&self, code: i32) -> String {
+        self.expect_code(code);
+        let text = self.err();
+        let sentence = text
+            .strip_suffix('\n')
+            .and_then(|line| line.strip_prefix("berth: "));
+        match sentence {
+            Some(sentence) if !sentence.contains('\n') => sentence.to_owned(),
+            _ => panic!("expected one sentence that begins with `berth: `: {self}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}\n--- {}{}, after {:.1?}\n--- standard output\n{}\n--- standard error\n{}",
+            self.shown,
+            self.status,
+            if self.status.signal().is_some() {
+                " (signal)"
+            } else {
+                ""
+            },
+            self.elapsed,
+            self.out(),
+            self.err()
+        )
+    }
+}
+
+/// The right to run one program.
+struct Permit;
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
+
+impl Permit {
+    fn take() -> Self {
+        let most = std::thread::available_parallelism().map_or(2, usize::from);
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        while *running >= most {
+            running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);
+        }
+        *running += 1;
+        Self
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ENDED.notify_one();
+    }
+}

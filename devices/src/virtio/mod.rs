@@ -1,4 +1,7 @@
 //! Virtio (version 1.3): the core that every device shares, the transports, and the devices.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod device;
 pub mod handle;
+pub mod queue;

@@ -1,0 +1,335 @@
+//! The queue core that every device shares: split virtqueues (virtio 1.3, section 2.7) over the `virtio-queue` crate.
+//!
+//! [`DeviceQueue`] owns what must be right once: taking chains only after they were checked whole, giving them back,
+//! when to ask the driver for notifications and when to send it one. A device brings a closure per request
+//! ([`DeviceQueue::drain`]) or, if its requests complete later or span chains, the verbs below it.
+//!
+//! ```text
+//!   drain:  disable_kicks ─▶ pop ─▶ device ─▶ complete ─┐ until empty   ─▶ enable_kicks ─▶ signal
+//!                             ▲─────────────────────────┘  ▲── more came meanwhile ──┘
+//!   broken: any chain or ring that breaks the rules: DEVICE_NEEDS_RESET, nothing more is taken until the queue starts anew
+//! ```
+
+mod chain;
+mod segments;
+#[cfg(test)]
+mod tests;
+
+use std::num::Wrapping;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::eventfd::EventFd;
+
+pub use chain::{Buffer, ChainError, MAX_INDIRECT, RequestChain};
+pub use segments::{GuestIo, Segments};
+
+use super::device::{DeviceInterrupt, QueueResources, QueueState, StartError};
+use crate::{Memory, warn_guest};
+use chain::Table;
+
+/// The ring features that this core supports. A device adds them to its own.
+pub const RING_FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// Requests that [`DeviceQueue::drain`] takes before it lets others have the thread. A driver that adds requests as fast as
+/// they are answered would otherwise keep it for good.
+const DRAIN_BUDGET: u32 = 1024;
+
+/// Why a queue cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum QueueFault {
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error("its available ring is broken: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    #[error("its rings cannot be reached: {0}")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    #[error("{0}")]
+    Device(String),
+}
+
+/// A started queue, as its device holds it.
+pub struct DeviceQueue {
+    index: u16,
+    memory: Arc<Memory>,
+    queue: Queue,
+    table: Table,
+    /// Entries written to the used ring, and how many of them the driver can see and was considered to be told of.
+    next_used: Wrapping<u16>,
+    published: Wrapping<u16>,
+    signalled: Wrapping<u16>,
+    kick: EventFd,
+    interrupt: Arc<dyn DeviceInterrupt>,
+    broken: bool,
+    /// For [`DeviceQueue::drain`], which hands it out by reference.
+    scratch: Option<RequestChain>,
+}
+
+impl DeviceQueue {
+    /// Takes over queue `index`, from its beginning or from where `at` says it stopped.
+    pub fn new(index: u16, resources: QueueResources, at: Option<QueueState>) -> Result<Self, StartError> {
+        let QueueResources {
+            memory,
+            mut queue,
+            kick,
+            interrupt,
+            features,
+        } = resources;
+        if !rings_in_memory(&queue, &memory) {
+            return Err(StartError::Ring { index });
+        }
+        let at = at.unwrap_or(QueueState {
+            next_avail: 0,
+            next_used: 0,
+        });
+        queue.set_next_avail(at.next_avail);
+        queue.set_next_used(at.next_used);
+        let next_used = Wrapping(at.next_used);
+        let table = Table {
+            addr: GuestAddress(queue.desc_table()),
+            size: queue.size(),
+            indirect: features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
+        };
+        Ok(Self {
+            index,
+            scratch: Some(RequestChain::new(memory.clone())),
+            memory,
+            queue,
+            table,
+            next_used,
+            published: next_used,
+            signalled: next_used,
+            kick,
+            interrupt,
+            broken: false,
+        })
+    }
+
+    /// Stops it. Every chain that was taken must have been given back.
+    pub fn stop(mut self) -> QueueState {
+        self.publish();
+        self.signal();
+        QueueState {
+            next_avail: self.queue.next_avail(),
+            next_used: self.next_used.0,
+        }
+    }
+
+    /// Guest memory, in which the buffers lie.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// An empty request for [`pop`](Self::pop).
+    pub fn new_chain(&self) -> RequestChain {
+        RequestChain::new(self.memory.clone())
+    }
+
+    /// Whether the driver broke the protocol here. Nothing is taken from a broken queue.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Answers every request there is: `handle` does one and returns how many bytes it wrote to the writable buffers.
+    /// One interrupt at most, at the end.
+    pub fn drain(&mut self, mut handle: impl FnMut(&RequestChain) -> u32) {
+        let Some(mut chain) = self.scratch.take() else {
+            return;
+        };
+        let mut budget = DRAIN_BUDGET;
+        self.disable_kicks();
+        loop {
+            while budget > 0 && self.pop(&mut chain) {
+                let written = handle(&chain);
+                self.complete(chain.head(), written);
+                budget -= 1;
+            }
+            if budget == 0 {
+                // More may be there: come back by our own notification, after the others had their turn.
+                self.kick_again();
+                break;
+            }
+            if !self.enable_kicks() {
+                break;
+            }
+            self.disable_kicks();
+        }
+        self.signal();
+        self.scratch = Some(chain);
+    }
+
+    /// Takes the next request into `chain`. False if there is none, or none to be had because the queue is broken.
+    pub fn pop(&mut self, chain: &mut RequestChain) -> bool {
+        if self.broken {
+            return false;
+        }
+        match self.try_pop(chain) {
+            Ok(taken) => taken,
+            Err(fault) => {
+                self.fail_with(&fault);
+                false
+            }
+        }
+    }
+
+    fn try_pop(&mut self, chain: &mut RequestChain) -> Result<bool, QueueFault> {
+        let Some(head) = self
+            .queue
+            .iter(&*self.memory)?
+            .next()
+            .map(|chain| chain.head_index())
+        else {
+            return Ok(false);
+        };
+        if let Err(fault) = chain.load(self.table, head) {
+            // The state of a stopped queue then still names the chain as not taken.
+            self.undo_pop(1);
+            return Err(fault.into());
+        }
+        Ok(true)
+    }
+
+    /// Puts the last `count` requests back where they were taken, none of them answered.
+    pub fn undo_pop(&mut self, count: u16) {
+        self.queue
+            .set_next_avail(self.queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Gives a request back, with `written` bytes written to it, and lets the driver see it.
+    pub fn complete(&mut self, head: u16, written: u32) {
+        self.push_used(head, written);
+        self.publish();
+    }
+
+    /// Gives a request back; the driver sees it only after [`publish`](Self::publish), together with all others until then.
+    pub fn push_used(&mut self, head: u16, written: u32) {
+        if self.broken {
+            return;
+        }
+        let slot = u64::from(self.next_used.0 & (self.table.size - 1));
+        let entry = (u64::from(written) << 32 | u64::from(head)).to_le_bytes();
+        if let Err(cause) = self.memory.write_slice(&entry, self.used_ring(4 + slot * 8)) {
+            self.fail_with(&cause.into());
+            return;
+        }
+        self.next_used += 1;
+    }
+
+    /// Lets the driver see what was given back.
+    pub fn publish(&mut self) {
+        if self.published == self.next_used || self.broken {
+            return;
+        }
+        match self
+            .memory
+            .store(self.next_used.0.to_le(), self.used_ring(2), Ordering::Release)
+        {
+            Ok(()) => self.published = self.next_used,
+            Err(cause) => self.fail_with(&cause.into()),
+        }
+    }
+
+    /// Interrupts the driver if it was given something since the last call and wants to hear of it.
+    pub fn signal(&mut self) {
+        if self.signalled == self.published {
+            return;
+        }
+        // What was published must be visible before the driver's wish is read: it does the two in the other order.
+        fence(Ordering::SeqCst);
+        match self.wants_interrupt() {
+            Ok(true) => self.interrupt.used_buffer(self.index),
+            Ok(false) => {}
+            Err(cause) => self.fail_with(&cause.into()),
+        }
+        self.signalled = self.published;
+    }
+
+    fn wants_interrupt(&self) -> Result<bool, vm_memory::GuestMemoryError> {
+        let size = u64::from(self.table.size);
+        if self.queue.event_idx_enabled() {
+            let event: u16 = self
+                .memory
+                .load(self.avail_ring(4 + size * 2), Ordering::Relaxed)?;
+            let event = Wrapping(u16::from_le(event));
+            return Ok(self.published - event - Wrapping(1) < self.published - self.signalled);
+        }
+        let flags: u16 = self.memory.load(self.avail_ring(0), Ordering::Relaxed)?;
+        Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+    }
+
+    /// Tells the driver that it need not notify: its requests are being taken.
+    pub fn disable_kicks(&mut self) {
+        if self.broken {
+            return;
+        }
+        if let Err(fault) = self.queue.disable_notification(&*self.memory) {
+            self.fail_with(&fault.into());
+        }
+    }
+
+    /// Asks the driver to notify of its next request. True if one came before it could know: take that first.
+    pub fn enable_kicks(&mut self) -> bool {
+        if self.broken {
+            return false;
+        }
+        match self.queue.enable_notification(&*self.memory) {
+            Ok(more) => more,
+            Err(fault) => {
+                self.fail_with(&fault.into());
+                false
+            }
+        }
+    }
+
+    /// Notifies this queue ourselves, so that the I/O thread comes back to it.
+    pub fn kick_again(&self) {
+        // It fails only when the counter is full, and then a notification is pending anyway.
+        let _ = self.kick.write(1);
+    }
+
+    /// The device found that the driver broke its protocol beyond repair of one request: asks for a reset and takes no more.
+    pub fn fail(&mut self, why: impl Into<String>) {
+        self.fail_with(&QueueFault::Device(why.into()));
+    }
+
+    fn fail_with(&mut self, fault: &QueueFault) {
+        self.broken = true;
+        warn_guest!(
+            "virtio queue {}: the driver must reset the device: {fault}",
+            self.index
+        );
+        self.interrupt.needs_reset();
+    }
+
+    // Neither wraps: `new` checked that the whole ring lies in guest memory.
+    fn used_ring(&self, offset: u64) -> GuestAddress {
+        GuestAddress(self.queue.used_ring().wrapping_add(offset))
+    }
+
+    fn avail_ring(&self, offset: u64) -> GuestAddress {
+        GuestAddress(self.queue.avail_ring().wrapping_add(offset))
+    }
+}
+
+/// Whether all three rings of `queue` lie in guest memory. `Queue::is_valid` says the same, but into the log as well, as
+/// often as a guest likes.
+pub fn rings_in_memory(queue: &Queue, memory: &Memory) -> bool {
+    let size = u64::from(queue.size());
+    let rings = [
+        (queue.desc_table(), 16 * size),
+        (queue.avail_ring(), 6 + 2 * size),
+        (queue.used_ring(), 6 + 8 * size),
+    ];
+    // The crate takes an available ring at 0 for one that was never set.
+    queue.ready()
+        && queue.avail_ring() != 0
+        && rings.iter().all(|&(addr, len)| {
+            GuestAddress(addr).checked_add(len).is_some()
+                && GuestMemoryBackend::check_range(memory, GuestAddress(addr), len as usize)
+        })
+}

@@ -1,0 +1,188 @@
+//! Guest buffers as the host's I/O calls want them: `readv` and its kin straight on guest memory, without a copy.
+//!
+//! The only unsafe code of the queue core.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
+
+use super::chain::{Buffer, parts};
+use crate::Memory;
+
+/// Most segments that one call takes.
+const IOV_MAX: usize = 1024;
+
+/// Room for a list of segments, kept by a device so that a request allocates nothing.
+#[derive(Default)]
+pub struct Segments {
+    list: Vec<libc::iovec>,
+}
+
+// SAFETY: the pointers in `list` are followed only through `GuestIo`, which is made anew by `start` (emptying the list) and
+// borrows the memory they point into; between two of them they are plain numbers. Guest memory may be touched by any thread.
+unsafe impl Send for Segments {}
+
+impl Segments {
+    /// No segments yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins a list of segments of `memory`.
+    pub fn start<'a>(&'a mut self, memory: &'a Memory) -> GuestIo<'a> {
+        self.list.clear();
+        GuestIo {
+            list: &mut self.list,
+            memory,
+            first: 0,
+            len: 0,
+        }
+    }
+}
+
+/// Segments of guest memory to be filled from, or sent to, a host file or descriptor. Each call takes what it moved off the
+/// front.
+pub struct GuestIo<'a> {
+    list: &'a mut Vec<libc::iovec>,
+    memory: &'a Memory,
+    first: usize,
+    len: u64,
+}
+
+impl GuestIo<'_> {
+    /// Appends up to `len` bytes from `skip` bytes into `buffers`; returns how many it found. Buffers may come from several
+    /// chains, but all of one guest memory.
+    pub fn add(&mut self, buffers: &[Buffer], skip: u64, len: u64) -> u64 {
+        let before = self.len;
+        for part in parts(buffers, skip, len) {
+            // A buffer may cross from one region of guest memory into the next: two pieces on the host.
+            for slice in self.memory.get_slices(part.addr, part.len as usize) {
+                let Ok(slice) = slice else {
+                    return self.len - before;
+                };
+                self.list.push(segment(&slice));
+                self.len += slice.len() as u64;
+            }
+        }
+        self.len - before
+    }
+
+    /// Bytes left.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The segments that are left, for calls that this type does not know (io_uring). They stay valid as long as the
+    /// memory, so whoever keeps them beyond `self` must hold the memory too.
+    pub fn segments(&self) -> &[libc::iovec] {
+        &self.list[self.first..]
+    }
+
+    /// Reads once from `fd` into the segments; returns the bytes read.
+    pub fn readv(&mut self, fd: BorrowedFd) -> io::Result<usize> {
+        let (list, count) = self.window();
+        // SAFETY: `list` is `count` segments that `add` took from guest memory, which `self` borrows, so every pointer is
+        // mapped and writable for its length. The guest may write there meanwhile; no reference to it exists on our side.
+        let moved = unsafe { libc::readv(fd.as_raw_fd(), list, count) };
+        self.advance(moved)
+    }
+
+    /// Writes once from the segments to `fd`; returns the bytes written.
+    pub fn writev(&mut self, fd: BorrowedFd) -> io::Result<usize> {
+        let (list, count) = self.window();
+        // SAFETY: as in `readv`; the kernel only reads here.
+        let moved = unsafe { libc::writev(fd.as_raw_fd(), list, count) };
+        self.advance(moved)
+    }
+
+    /// Fills all segments from `offset` on in the file. A file that ends before is an `UnexpectedEof`.
+    pub fn read_exact_at(&mut self, fd: BorrowedFd, offset: u64) -> io::Result<()> {
+        self.all_at(offset, io::ErrorKind::UnexpectedEof, |list, count, at| {
+            // SAFETY: as in `readv`.
+            unsafe { libc::preadv64(fd.as_raw_fd(), list, count, at) }
+        })
+    }
+
+    /// Writes all segments to the file from `offset` on.
+    pub fn write_all_at(&mut self, fd: BorrowedFd, offset: u64) -> io::Result<()> {
+        self.all_at(offset, io::ErrorKind::WriteZero, |list, count, at| {
+            // SAFETY: as in `readv`; the kernel only reads here.
+            unsafe { libc::pwritev64(fd.as_raw_fd(), list, count, at) }
+        })
+    }
+
+    /// Fills the segments from `data`; returns how many bytes found room.
+    pub fn copy_from(&mut self, data: &[u8]) -> usize {
+        let mut left = data;
+        while !left.is_empty() && !self.is_empty() {
+            let piece = self.list[self.first];
+            let take = piece.iov_len.min(left.len());
+            // SAFETY: `piece` is a segment of guest memory, which `self` borrows, `take` bytes of it are mapped and writable.
+            let target = unsafe { VolatileSlice::new(piece.iov_base.cast::<u8>(), take) };
+            target.copy_from(&left[..take]);
+            left = &left[take..];
+            self.skip(take);
+        }
+        data.len() - left.len()
+    }
+
+    fn all_at(
+        &mut self,
+        mut offset: u64,
+        at_end: io::ErrorKind,
+        call: impl Fn(*const libc::iovec, i32, i64) -> isize,
+    ) -> io::Result<()> {
+        while !self.is_empty() {
+            let at = i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+            let (list, count) = self.window();
+            match self.advance(call(list, count, at)) {
+                Ok(0) => return Err(at_end.into()),
+                Ok(moved) => offset += moved as u64,
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(())
+    }
+
+    fn window(&self) -> (*const libc::iovec, i32) {
+        let left = self.segments();
+        (left.as_ptr(), left.len().min(IOV_MAX) as i32)
+    }
+
+    fn advance(&mut self, moved: isize) -> io::Result<usize> {
+        let moved = usize::try_from(moved).map_err(|_| io::Error::last_os_error())?;
+        self.skip(moved);
+        Ok(moved)
+    }
+
+    fn skip(&mut self, mut bytes: usize) {
+        self.len = self.len.saturating_sub(bytes as u64);
+        while bytes > 0 {
+            let Some(piece) = self.list.get_mut(self.first) else {
+                return;
+            };
+            if bytes < piece.iov_len {
+                piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(bytes).cast();
+                piece.iov_len -= bytes;
+                return;
+            }
+            bytes -= piece.iov_len;
+            self.first += 1;
+        }
+    }
+}
+
+fn segment(slice: &VolatileSlice) -> libc::iovec {
+    // The mapping is not given back while the guest memory lives, so the pointer outlives the guard.
+    libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
+    }
+}

@@ -4,4 +4,5 @@
 pub mod conformance;
 pub mod device;
 pub mod handle;
+pub mod mmio;
 pub mod queue;

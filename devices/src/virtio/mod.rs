@@ -6,3 +6,4 @@ pub mod device;
 pub mod handle;
 pub mod mmio;
 pub mod queue;
+pub mod rng;

@@ -9,6 +9,8 @@ mod handshake;
 mod registers;
 mod shared;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

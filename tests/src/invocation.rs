@@ -26,6 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(150);
 
 /// A program about to be started.
 pub struct Invocation {
+    program: Option<PathBuf>,
     prefix: Vec<OsString>,
     arguments: Vec<OsString>,
     folder: Option<PathBuf>,
@@ -43,6 +44,7 @@ enum Input {
 /// `berth` with these arguments, with nothing on standard input.
 pub fn berth<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Invocation {
     Invocation {
+        program: None,
         prefix: Vec::new(),
         arguments: owned(arguments),
         folder: None,
@@ -96,6 +98,13 @@ impl Invocation {
     pub fn command<S: AsRef<OsStr>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
         self.arguments.push("--".into());
         self.arguments.extend(owned(words));
+        self
+    }
+
+    /// Starts this copy of the program.
+    #[must_use]
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = Some(path.into());
         self
     }
 
@@ -161,7 +170,7 @@ impl Invocation {
             // Becomes a session's leader with the terminal as its own, then the program.
             words.extend(owned(["setsid", "--ctty"]));
         }
-        words.push(program::berth().into());
+        words.push(self.program.unwrap_or_else(|| program::berth().to_owned()).into());
         words.extend(self.arguments);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
@@ -295,6 +304,7 @@ impl Running {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
+        assert!(self.ended.is_none(), "the program has ended");
         kill_process(pid(&self.child), signal).expect("the child has not been waited for");
     }
 
@@ -318,6 +328,11 @@ impl Running {
         });
     }
 
+    /// Waits for its end, but for no more output.
+    pub fn wait_for_end(&mut self) {
+        self.wait("it ends", |running| running.ended.map(drop));
+    }
+
     /// The terminal it runs on.
     ///
     /// # Panics
@@ -330,10 +345,6 @@ impl Running {
 
     /// Waits for its end.
     pub fn finish(mut self) -> Outcome {
-        if let Some(terminal) = &self.terminal {
-            // What the program leaves in the terminal must outlive it.
-            terminal.hold();
-        }
         let on_terminal = self.terminal.is_some();
         self.wait("it ends", |running| {
             let drained = on_terminal || running.output.fd.is_none() && running.errors.fd.is_none();
@@ -470,7 +481,6 @@ fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
 pub struct Terminal {
     controller: OwnedFd,
     end: OwnedFd,
-    held: Mutex<Option<OwnedFd>>,
 }
 
 impl Terminal {
@@ -485,11 +495,7 @@ impl Terminal {
                 OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
                 rustix::fs::Mode::empty(),
             )?;
-            Ok(Self {
-                controller,
-                end,
-                held: Mutex::new(None),
-            })
+            Ok(Self { controller, end })
         };
         make().unwrap_or_else(|error| panic!("the host gives no pseudo-terminal: {error}"))
     }
@@ -501,10 +507,6 @@ impl Terminal {
 
     fn controller(&self) -> OwnedFd {
         self.controller.try_clone().expect("descriptors are not used up")
-    }
-
-    fn hold(&self) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.end());
     }
 
     /// Its settings.

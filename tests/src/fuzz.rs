@@ -5,11 +5,24 @@
 use berth_boot::{BootRequest, CommandLine, EntryPolicy, KernelSource};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-/// A target's name and its function.
-pub type Target = (&'static str, fn(&[u8]));
+use crate::{formats, guests};
+
+/// A fuzz target.
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// Feeds it.
+    pub run: fn(&[u8]),
+    /// Good inputs to start from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
 
 /// All targets.
-pub const TARGETS: &[Target] = &[("kernel", kernel)];
+pub const TARGETS: &[Target] = &[Target {
+    name: "kernel",
+    run: kernel,
+    seeds: kernels,
+}];
 
 /// Guest RAM for loading: small, so that lies about sizes are soon out of it.
 const RAM: usize = 4 << 20;
@@ -32,6 +45,21 @@ pub fn kernel(data: &[u8]) {
     };
     // A refusal is as good as a load.
     let _ = berth_boot::load(&memory, &request);
+}
+
+/// Kernels in every format, behind the byte that chooses the entry policy.
+fn kernels() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for path in [guests::tiny(), guests::byte()] {
+        let elf = std::fs::read(path).expect("build.rs made it");
+        seeds.extend((0..3).map(|choice| [&[choice][..], &elf].concat()));
+        for (name, _) in formats::COMPRESSIONS {
+            let packed = formats::compress(name, &elf);
+            seeds.push([&[0][..], &formats::bzimage(&packed, elf.len())].concat());
+            seeds.push([&[0][..], &packed].concat());
+        }
+    }
+    seeds
 }
 
 /// A file that holds `bytes`, without a name that a crash could leave behind.

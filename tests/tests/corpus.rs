@@ -1,9 +1,9 @@
 //! Every fuzz target over a few thousand seeded pseudo-random inputs, on stable Rust.
 #![forbid(unsafe_code)]
 
-use berth_tests::{formats, fuzz, guests};
+use berth_tests::fuzz;
 
-/// Inputs per target and seed file.
+/// Inputs per target.
 const INPUTS: u64 = 3000;
 
 /// Xorshift: small, seeded, the same everywhere.
@@ -76,44 +76,39 @@ fn noise(random: &mut Random) -> Vec<u8> {
     (0..random.below(512)).map(|_| random.next() as u8).collect()
 }
 
-/// Runs `target` over noise and over changed `seeds`. A panic names the input, which can be added to the seeds.
-fn run(name: &str, seeds: &[Vec<u8>]) {
-    let (_, target) = fuzz::TARGETS.iter().find(|(known, _)| *known == name).unwrap();
-    let mut random = Random(0x0be4_7b01_dfac_e5e5);
-    for input in 0..INPUTS {
-        let data = match seeds.get(random.below(seeds.len() + 1)) {
-            Some(seed) => mutate(seed, &mut random),
-            None => noise(&mut random),
-        };
-        let outcome = std::panic::catch_unwind(|| target(&data));
-        assert!(outcome.is_ok(), "target {name}, input {input}: {data:02x?}");
-    }
-}
-
 #[test]
-fn loading_a_kernel_survives_any_bytes() {
-    let elf = std::fs::read(guests::tiny()).unwrap();
-    let mut seeds = Vec::new();
-    for file in [elf.clone(), std::fs::read(guests::byte()).unwrap()] {
-        for choice in 0..3 {
-            seeds.push([&[choice][..], &file].concat());
+fn every_target_survives_noise_and_changed_seeds() {
+    for target in fuzz::TARGETS {
+        let seeds = (target.seeds)();
+        let mut random = Random(0x0be4_7b01_dfac_e5e5);
+        for input in 0..INPUTS {
+            let data = match seeds.get(random.below(seeds.len() + 1)) {
+                Some(seed) => mutate(seed, &mut random),
+                None => noise(&mut random),
+            };
+            let outcome = std::panic::catch_unwind(|| (target.run)(&data));
+            assert!(
+                outcome.is_ok(),
+                "target {}, input {input}: {data:02x?}",
+                target.name
+            );
         }
     }
-    for (name, _) in formats::COMPRESSIONS {
-        let packed = formats::compress(name, &elf);
-        seeds.push([&[0][..], &packed].concat());
-        seeds.push([&[0][..], &formats::bzimage(&packed, elf.len())].concat());
-    }
-    run("kernel", &seeds);
 }
 
 #[test]
-fn every_target_has_a_test_here() {
-    let own = include_str!("corpus.rs");
-    for (name, _) in fuzz::TARGETS {
+fn every_target_has_a_fuzzer() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz");
+    let manifest = std::fs::read_to_string(format!("{folder}/Cargo.toml")).unwrap();
+    for fuzz::Target { name, .. } in fuzz::TARGETS {
         assert!(
-            own.contains(&format!("run(\"{name}\"")),
-            "no test runs the fuzz target {name}"
+            manifest.contains(&format!("name = \"{name}\"")),
+            "tests/fuzz/Cargo.toml lacks {name}"
+        );
+        let source = std::fs::read_to_string(format!("{folder}/fuzz_targets/{name}.rs")).unwrap();
+        assert!(
+            source.contains(&format!("fuzz::{name}(data)")),
+            "tests/fuzz/fuzz_targets/{name}.rs runs another"
         );
     }
 }

@@ -3,6 +3,7 @@
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
 use super::AssistError;
+use super::xsave::Layout;
 
 /// RFLAGS bits (Intel SDM volume 1, section 3.4.3).
 pub mod rflags {
@@ -34,6 +35,8 @@ pub mod rflags {
 
 /// CR0, CR4 and EFER bits.
 pub mod control {
+    /// CR0: protected mode.
+    pub const CR0_PE: u64 = 1 << 0;
     /// CR0: monitor coprocessor.
     pub const CR0_MP: u64 = 1 << 1;
     /// CR0: no x87.
@@ -44,10 +47,16 @@ pub mod control {
     pub const CR0_WP: u64 = 1 << 16;
     /// CR0: paging.
     pub const CR0_PG: u64 = 1 << 31;
+    /// CR4: RDTSC is for the kernel only.
+    pub const CR4_TSD: u64 = 1 << 2;
+    /// CR4: translations may be global.
+    pub const CR4_PGE: u64 = 1 << 7;
     /// CR4: the operating system uses FXSAVE and SSE.
     pub const CR4_OSFXSR: u64 = 1 << 9;
     /// CR4: five-level paging.
     pub const CR4_LA57: u64 = 1 << 12;
+    /// CR4: RDFSBASE and its like are allowed.
+    pub const CR4_FSGSBASE: u64 = 1 << 16;
     /// CR4: process-context identifiers.
     pub const CR4_PCIDE: u64 = 1 << 17;
     /// CR4: the operating system uses XSAVE.
@@ -56,6 +65,8 @@ pub mod control {
     pub const CR4_SMEP: u64 = 1 << 20;
     /// CR4: the kernel accesses no user pages unless RFLAGS.AC says so.
     pub const CR4_SMAP: u64 = 1 << 21;
+    /// EFER: SYSCALL is on.
+    pub const EFER_SCE: u64 = 1 << 0;
     /// EFER: long mode active.
     pub const EFER_LMA: u64 = 1 << 10;
     /// EFER: pages may be not executable.
@@ -78,6 +89,8 @@ impl Exception {
     pub const DEBUG: Self = Self::plain(1);
     /// #BP.
     pub const BREAKPOINT: Self = Self::plain(3);
+    /// #OF.
+    pub const OVERFLOW: Self = Self::plain(4);
     /// #UD.
     pub const INVALID_OPCODE: Self = Self::plain(6);
     /// #NM.
@@ -156,12 +169,16 @@ pub trait Machine {
     fn extended_state(&mut self) -> Result<Vec<u8>, AssistError>;
     /// Replaces the extended state.
     fn set_extended_state(&mut self, image: &[u8]) -> Result<(), AssistError>;
+    /// Where the components of the extended state lie.
+    fn layout(&self) -> &Layout;
     /// XCR0.
     fn xcr0(&mut self) -> Result<u64, AssistError>;
+    /// Sets XCR0; false if the value is not allowed.
+    fn set_xcr0(&mut self, value: u64) -> Result<bool, AssistError>;
     /// A model-specific register.
     fn msr(&mut self, index: u32) -> Result<u64, AssistError>;
     /// Forgets cached translations, where the virtual CPU has such a cache.
-    fn flush_translations(&mut self) -> Result<(), AssistError>;
+    fn flush_translations(&mut self, sregs: &kvm_sregs) -> Result<(), AssistError>;
     /// Random bits.
     fn random(&mut self) -> Option<u64>;
 }
@@ -191,7 +208,12 @@ impl<'m> Cpu<'m> {
 
     /// The privilege level.
     pub fn privilege(&self) -> u8 {
-        if self.sregs.cr0 & 1 == 0 { 0 } else { self.sregs.ss.dpl & 3 }
+        // SS says nothing here: between a SYSCALL and its completion it is the kernel's.
+        if self.sregs.cr0 & control::CR0_PE == 0 {
+            0
+        } else {
+            self.sregs.cs.selector as u8 & 3
+        }
     }
 
     /// Bits of the current code segment: 64, 32 or 16.

@@ -30,7 +30,10 @@ fn whole(regs: &mut kvm_regs, register: Register) -> Option<&mut u64> {
 }
 
 fn is_high_byte(register: Register) -> bool {
-    matches!(register, Register::AH | Register::BH | Register::CH | Register::DH)
+    matches!(
+        register,
+        Register::AH | Register::BH | Register::CH | Register::DH
+    )
 }
 
 /// All ones in the low `size` bytes.
@@ -87,7 +90,11 @@ impl Cpu<'_> {
             }
         });
         let address = address.ok_or(Trap::Unsupported("with this addressing mode"))?;
-        Ok(if self.bitness() == 64 { address } else { address & 0xffff_ffff })
+        Ok(if self.bitness() == 64 {
+            address
+        } else {
+            address & 0xffff_ffff
+        })
     }
 
     /// Which fault a bad address of this instruction raises.

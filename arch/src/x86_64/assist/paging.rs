@@ -35,6 +35,8 @@ pub enum Access {
     Write,
     /// Fetches an instruction.
     Fetch,
+    /// Reads a descriptor table: with the kernel's rights at any privilege.
+    Table,
 }
 
 /// Which exception an address that is not canonical raises.
@@ -63,7 +65,7 @@ impl Cpu<'_> {
         if self.sregs.efer & control::EFER_LMA == 0 {
             return Err(Trap::Unsupported("with 32-bit page tables"));
         }
-        let levels = if self.sregs.cr4 & control::CR4_LA57 != 0 { 5 } else { 4 };
+        let levels = self.levels();
         if !is_canonical(linear, levels) {
             return Err(match segment {
                 Segment::Data => Exception::GENERAL_PROTECTION,
@@ -77,11 +79,22 @@ impl Cpu<'_> {
                 return Ok(walk.physical);
             }
         }
-        Err(Trap::Unsupported("while another vCPU keeps changing its page tables"))
+        Err(Trap::Unsupported(
+            "while another vCPU keeps changing its page tables",
+        ))
+    }
+
+    /// Levels of the page tables.
+    pub fn levels(&self) -> u32 {
+        if self.sregs.cr4 & control::CR4_LA57 != 0 {
+            5
+        } else {
+            4
+        }
     }
 
     fn walk(&self, linear: u64, access: Access, levels: u32) -> Result<Walk, Trap> {
-        let user = self.privilege() == 3;
+        let user = self.privilege() == 3 && access != Access::Table;
         let nx = self.sregs.efer & control::EFER_NXE != 0;
         let smep = self.sregs.cr4 & control::CR4_SMEP != 0;
         let fault = |bits: u32| -> Trap {
@@ -149,11 +162,11 @@ impl Cpu<'_> {
         match (access, user) {
             (_, true) if !user_page => false,
             (Access::Fetch, true) => !no_execute,
-            (Access::Fetch, false) => {
-                !no_execute && !(user_page && self.sregs.cr4 & control::CR4_SMEP != 0)
-            }
-            (Access::Read, true) => true,
+            (Access::Fetch, false) => !(no_execute || user_page && self.sregs.cr4 & control::CR4_SMEP != 0),
+            (Access::Read | Access::Table, true) => true,
             (Access::Read, false) => !(user_page && smap),
+            // Implicit accesses ignore RFLAGS.AC.
+            (Access::Table, false) => !(user_page && self.sregs.cr4 & control::CR4_SMAP != 0),
             (Access::Write, true) => writable,
             (Access::Write, false) => {
                 !(user_page && smap) && (writable || self.sregs.cr0 & control::CR0_WP == 0)
@@ -191,6 +204,11 @@ impl Cpu<'_> {
         self.read_as(linear, into, Access::Fetch, Segment::Data)
     }
 
+    /// Reads of a descriptor table.
+    pub fn read_table(&self, linear: u64, into: &mut [u8]) -> Result<(), Trap> {
+        self.read_as(linear, into, Access::Table, Segment::Data)
+    }
+
     fn read_as(&self, linear: u64, into: &mut [u8], access: Access, segment: Segment) -> Result<(), Trap> {
         let mut at = linear;
         let mut rest = into;
@@ -208,7 +226,9 @@ impl Cpu<'_> {
 
     /// Writes at a linear address; may cross pages. Nothing is written if any page of it faults.
     pub fn write(&self, linear: u64, from: &[u8], segment: Segment) -> Result<(), Trap> {
-        self.check(linear, from.len(), Access::Write, segment)?;
+        if from.len() > left_in_page(linear) {
+            self.check(linear, from.len(), Access::Write, segment)?;
+        }
         let mut at = linear;
         let mut rest = from;
         while !rest.is_empty() {
@@ -241,7 +261,8 @@ fn left_in_page(linear: u64) -> usize {
     (PAGE - linear % PAGE) as usize
 }
 
-fn is_canonical(linear: u64, levels: u32) -> bool {
+/// Whether a linear address is one, with page tables of so many levels.
+pub fn is_canonical(linear: u64, levels: u32) -> bool {
     let unused = 64 - (12 + 9 * levels);
     ((linear << unused) as i64 >> unused) as u64 == linear
 }

@@ -10,10 +10,17 @@
 
 #define EXIT_PORT 0xf4
 
-static const char *const environment[] = {
-	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux",
+static const char *environment[] = {
+	"TERM=linux", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
 	"USER=root", "SHELL=/bin/sh", 0,
 };
+
+/* What the host asked for, by the words behind ` -- ` on the kernel's command line. */
+static struct {
+	int piped;	   /* standard streams are pipes of the host, not a terminal */
+	char *command;	   /* percent-encoded words, or none: a login shell */
+	unsigned short rows, columns;
+} request;
 
 static void say(int fd, const char *text)
 {
@@ -97,7 +104,9 @@ struct kernel_termios {
 	unsigned char line, cc[19];
 };
 
-/* 8-bit clean, no echo, no translation; CLOCAL off, so that a dropped carrier is the end of input. */
+#define CRTSCTS 020000000000
+
+/* 8-bit clean, no echo, no translation. */
 static void make_raw(int fd)
 {
 	struct kernel_termios t;
@@ -107,8 +116,20 @@ static void make_raw(int fd)
 	t.iflag = 0;
 	t.oflag = 0;
 	t.lflag = 0;
+	t.cflag |= CRTSCTS;
 	t.cc[6 /* VMIN */] = 1;
 	t.cc[5 /* VTIME */] = 0;
+	ioctl(fd, TCSETS, &t);
+}
+
+/* The host holds its input back while the line's buffer is full. */
+static void use_flow_control(int fd)
+{
+	struct kernel_termios t;
+
+	if (ioctl(fd, TCGETS, &t))
+		return;
+	t.cflag |= CRTSCTS;
 	ioctl(fd, TCSETS, &t);
 }
 
@@ -167,23 +188,12 @@ static int execute(char **words)
 	return status;
 }
 
-/* The words of the host's command, on raw serial lines: standard input and output on the first, errors on the second. */
-static void run_command(char *command)
+static void __attribute__((noreturn)) execute_command(void)
 {
 	static char *words[1024];
-	int out = open("/dev/ttyS0", O_RDWR | O_NOCTTY), err = open("/dev/ttyS1", O_RDWR | O_NOCTTY);
 	int status;
 
-	make_raw(out);
-	if (err >= 0)
-		make_raw(err);
-	else
-		err = out;
-	split_command(command, words, sizeof(words) / sizeof(*words));
-	dup2(out, 0);
-	dup2(out, 1);
-	dup2(err, 2);
-	setsid();
+	split_command(request.command, words, sizeof(words) / sizeof(*words));
 	status = execute(words);
 	say(2, "berth-init: ");
 	say(2, words[0]);
@@ -191,21 +201,139 @@ static void run_command(char *command)
 	exit(status);
 }
 
-/* A login shell on the first serial line. */
-static void run_shell(void)
+/* A command, or a login shell, on the first serial line as its terminal. */
+static void __attribute__((noreturn)) run_on_terminal(void)
 {
-	static char *words[] = { "-sh", 0 };
+	static char *shell[] = { "-sh", 0 };
+	unsigned short size[4] = { request.rows, request.columns, 0, 0 };
 	int fd;
 
 	setsid();
 	fd = open("/dev/ttyS0", O_RDWR);
 	ioctl(fd, TIOCSCTTY, 0);
+	use_flow_control(fd);
+	if (request.rows && request.columns)
+		ioctl(fd, TIOCSWINSZ, size);
 	dup2(fd, 0);
 	dup2(fd, 1);
 	dup2(fd, 2);
-	execve("/bin/sh", words, (char **)environment);
+	if (request.command)
+		execute_command();
+	execve("/bin/sh", shell, (char **)environment);
 	say(2, "berth-init: /bin/sh cannot be executed\n");
 	exit(127);
+}
+
+/*
+ * A command with pipes: input arrives on the first serial line in frames (a length byte and as many bytes; none = the
+ * end) and goes to the command through a pipe; output leaves by the first line, errors by the second.
+ */
+static int line = -1, input = -1;
+
+static void __attribute__((noreturn)) run_piped(int reader)
+{
+	int err = open("/dev/ttyS1", O_RDWR | O_NOCTTY | O_CLOEXEC);
+
+	if (err >= 0)
+		make_raw(err);
+	else
+		err = line;
+	dup2(reader, 0);
+	dup2(line, 1);
+	dup2(err, 2);
+	setsid();
+	execute_command();
+}
+
+struct poll_request {
+	int fd;
+	short events, revents;
+};
+
+#define SIGCHLD_MASK (1ul << (17 - 1))
+
+/* Waits for `child`, carrying its input meanwhile. SIGCHLD is blocked but for the wait itself, so none is missed. */
+static int carry_input(int child)
+{
+	static unsigned char buffer[256];
+	static const unsigned long none;
+	unsigned char length = 0, have = 0, sent = 0;
+	int status, ended;
+
+	for (;;) {
+		struct poll_request poll = { -1, 0, 0 };
+
+		while ((ended = waitpid(-1, &status, WNOHANG)) > 0)
+			if (ended == child)
+				return status;
+		if (input >= 0) {
+			int full = length && have == length;
+
+			poll.fd = full ? input : line;
+			poll.events = full ? 4 /* POLLOUT */ : 1 /* POLLIN */;
+		}
+		if (my_syscall5(__NR_ppoll, &poll, 1, 0, &none, sizeof(none)) <= 0)
+			continue;
+		if (poll.fd == input) {
+			int count = write(input, buffer + sent, length - sent);
+
+			if (count > 0)
+				sent += count;
+			else if (errno != EAGAIN && errno != EINTR)
+				close(input), input = -1; /* nobody reads it any more */
+			if (sent == length)
+				length = have = sent = 0;
+		} else if (!length) {
+			if (read(line, &length, 1) == 1 && !length)
+				close(input), input = -1;
+		} else {
+			int count = read(line, buffer + have, length - have);
+
+			if (count > 0)
+				have += count;
+		}
+	}
+}
+
+struct kernel_sigaction {
+	void (*handler)(int);
+	unsigned long flags;
+	void (*restorer)(void);
+	unsigned long mask;
+};
+
+static void __attribute__((naked)) restorer(void)
+{
+	__asm__ volatile("mov $15, %eax\n syscall");
+}
+
+static void handle(int signal, void (*handler)(int))
+{
+	struct kernel_sigaction action = { handler, 0x04000000 /* SA_RESTORER */, restorer, 0 };
+
+	my_syscall4(__NR_rt_sigaction, signal, &action, 0, sizeof(action.mask));
+}
+
+static int start_piped(void)
+{
+	unsigned long mask = SIGCHLD_MASK;
+	int ends[2], child;
+
+	line = open("/dev/ttyS0", O_RDWR | O_NOCTTY | O_CLOEXEC);
+	make_raw(line);
+	if (my_syscall2(__NR_pipe2, ends, O_CLOEXEC))
+		fail("pipe");
+	child = fork();
+	if (child < 0)
+		fail("fork");
+	if (!child)
+		run_piped(ends[0]);
+	handle(13 /* SIGPIPE */, (void (*)(int))1 /* SIG_IGN */);
+	close(ends[0]);
+	input = ends[1];
+	my_syscall3(__NR_fcntl, input, 4 /* F_SETFL */, O_NONBLOCK);
+	my_syscall4(__NR_rt_sigprocmask, 0 /* SIG_BLOCK */, &mask, 0, sizeof(mask));
+	return child;
 }
 
 /* Lets both serial lines send what they hold. */
@@ -229,46 +357,75 @@ static void on_signal(int signal)
 	power_off(0);
 }
 
-struct kernel_sigaction {
-	void (*handler)(int);
-	unsigned long flags;
-	void (*restorer)(void);
-	unsigned long mask;
-};
-
-static void __attribute__((naked)) restorer(void)
+/* SIGCHLD only has to interrupt a wait. */
+static void on_child(int signal)
 {
-	__asm__ volatile("mov $15, %eax\n syscall");
+	(void)signal;
 }
 
-static void listen_for(int signal)
+static unsigned short number(const char **text)
 {
-	struct kernel_sigaction action = { on_signal, 0x04000000 /* SA_RESTORER */, restorer, 0 };
+	unsigned short value = 0;
 
-	my_syscall4(__NR_rt_sigaction, signal, &action, 0, sizeof(action.mask));
+	while (**text >= '0' && **text <= '9')
+		value = value * 10 + *(*text)++ - '0';
+	return value;
+}
+
+static const char *after(const char *word, const char *prefix)
+{
+	size_t length = strlen(prefix);
+
+	return strncmp(word, prefix, length) ? 0 : word + length;
+}
+
+static void read_request(char **argv)
+{
+	static char term[72];
+	const char *value;
+
+	while (*++argv) {
+		if (!strcmp(*argv, "piped")) {
+			request.piped = 1;
+		} else if (after(*argv, "run=")) {
+			request.command = *argv + 4;
+		} else if ((value = after(*argv, "tty="))) {
+			request.rows = number(&value);
+			value += *value == 'x';
+			request.columns = number(&value);
+		} else if (after(*argv, "term=") && strlen(*argv) < 64) {
+			strlcpy(term, "TERM=", sizeof(term));
+			strlcat(term, *argv + 5, sizeof(term));
+			environment[0] = term;
+		}
+	}
 }
 
 int main(int argc, char **argv)
 {
 	int status = 0, child, ended;
 
+	(void)argc;
+	read_request(argv);
 	make_root();
 	loopback_up();
-	listen_for(10 /* SIGUSR1: halt */);
-	listen_for(12 /* SIGUSR2: poweroff */);
-	listen_for(15 /* SIGTERM: reboot */);
-	child = fork();
-	if (child < 0)
-		fail("fork");
-	if (!child) {
-		if (argc > 1)
-			run_command(argv[1]);
-		else
-			run_shell();
+	handle(10 /* SIGUSR1: halt */, on_signal);
+	handle(12 /* SIGUSR2: poweroff */, on_signal);
+	handle(15 /* SIGTERM: reboot */, on_signal);
+	if (request.piped && request.command) {
+		handle(17 /* SIGCHLD */, on_child);
+		child = start_piped();
+		status = carry_input(child);
+	} else {
+		child = fork();
+		if (child < 0)
+			fail("fork");
+		if (!child)
+			run_on_terminal();
+		do {
+			ended = waitpid(-1, &status, 0);
+		} while (ended != child);
 	}
-	do {
-		ended = waitpid(-1, &status, 0);
-	} while (ended != child);
 	status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + (status & 0x7f);
 	my_syscall0(__NR_sync);
 	drain("/dev/ttyS0");

@@ -1,5 +1,6 @@
 //! Virtio (version 1.3): the core that every device shares, the transports, and the devices.
 
+pub mod blk;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod device;

@@ -1,6 +1,6 @@
 //! The suite itself: one function per promise, all driven through the registers.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::hostile;
 use super::machine::{
@@ -46,32 +46,33 @@ impl Subject {
         Machine::new((self.make)())
     }
 
-    /// Offers request `number`, without notifying.
-    fn offer(&self, machine: &Machine, ring: &mut Ring, number: u32) {
+    /// Offers request `number`, without notifying; returns its head.
+    fn offer(&self, machine: &Machine, ring: &mut Ring, number: u32) -> u16 {
         let parts = (self.request.prepare)(&machine.memory, base(number), number);
-        ring.add(&parts);
+        ring.add(&parts)
     }
 
     /// Checks the answer to request `number`, which must be the next one.
     fn check(&self, machine: &Machine, ring: &mut Ring, number: u32) {
-        let (_, written) = ring
-            .take_used()
-            .unwrap_or_else(|| panic!("request {number} was answered"));
+        let used = ring.take_used();
+        let (_, written) = used.unwrap_or_else(|| panic!("request {number} was not answered"));
         (self.request.verify)(&machine.memory, base(number), number, written);
     }
 
-    /// Asks for requests `numbers` and checks the answers.
+    /// Asks for requests `numbers` and checks the answers, which may come in any order.
     fn ask(&self, machine: &Machine, ring: &mut Ring, numbers: std::ops::Range<u32>) {
         let wanted = ring.used_index().wrapping_add(numbers.len() as u16);
-        for number in numbers.clone() {
-            self.offer(machine, ring, number);
-        }
+        let offer = |number| (u32::from(self.offer(machine, ring, number)), number);
+        let mut open: HashMap<u32, u32> = numbers.map(offer).collect();
         machine.write(0x50, self.request.queue.into());
         machine.device.wait(|| ring.used_index() == wanted);
-        for number in numbers {
-            self.check(machine, ring, number);
+        while let Some((head, written)) = ring.take_used() {
+            let number = open.remove(&head);
+            let number =
+                number.unwrap_or_else(|| panic!("an answer for {head}, which was not asked or twice"));
+            (self.request.verify)(&machine.memory, base(number), number, written);
         }
-        assert_eq!(ring.take_used(), None, "no answer too many");
+        assert!(open.is_empty(), "no answer to {open:?}");
     }
 
     /// Brings the device up anew and has it answer a request.

@@ -141,12 +141,24 @@ impl DeviceQueue {
         let Some(mut chain) = self.scratch.take() else {
             return;
         };
+        self.drain_by(|queue| {
+            let taken = queue.pop(&mut chain);
+            if taken {
+                let written = handle(&chain);
+                queue.complete(chain.head(), written);
+            }
+            taken
+        });
+        self.scratch = Some(chain);
+    }
+
+    /// The loop around [`drain`](Self::drain), for devices that answer later or take several requests at once: `step` takes
+    /// what it wants and returns false when it found nothing to take.
+    pub fn drain_by(&mut self, mut step: impl FnMut(&mut Self) -> bool) {
         let mut budget = DRAIN_BUDGET;
         self.disable_kicks();
         loop {
-            while budget > 0 && self.pop(&mut chain) {
-                let written = handle(&chain);
-                self.complete(chain.head(), written);
+            while budget > 0 && step(self) {
                 budget -= 1;
             }
             if budget == 0 {
@@ -160,7 +172,6 @@ impl DeviceQueue {
             self.disable_kicks();
         }
         self.signal();
-        self.scratch = Some(chain);
     }
 
     /// Takes the next request into `chain`. False if there is none, or none to be had because the queue is broken.

@@ -1,0 +1,256 @@
+mod requests;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use proptest::arbitrary::any;
+use proptest::proptest;
+use proptest::test_runner::Config;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::virtio::conformance::ring::Part;
+use crate::virtio::conformance::{self, Request, Subject};
+
+const SECTORS: u64 = 64;
+
+type Answer = (u16, io::Result<()>);
+
+/// A disk in memory that can be told to fail or to answer later, and remembers what it was asked.
+#[derive(Clone, Default)]
+struct TestDisk(Arc<Mutex<TestState>>);
+
+#[derive(Default)]
+struct TestState {
+    bytes: Vec<u8>,
+    log: Vec<&'static str>,
+    /// Errors for the next operations.
+    errors: VecDeque<io::Error>,
+    /// Answers wait here until the event is looked at, last first.
+    later: Option<(EventFd, Vec<Answer>)>,
+}
+
+impl TestDisk {
+    fn new() -> Self {
+        let bytes = vec![0; (SECTORS * SECTOR) as usize];
+        Self(Arc::new(Mutex::new(TestState {
+            bytes,
+            ..Default::default()
+        })))
+    }
+
+    fn later() -> Self {
+        let disk = Self::new();
+        disk.0.lock().unwrap().later = Some((EventFd::new(EFD_NONBLOCK).unwrap(), Vec::new()));
+        disk
+    }
+
+    fn fail(&self, errors: &[i32]) {
+        self.0
+            .lock()
+            .unwrap()
+            .errors
+            .extend(errors.iter().map(|errno| io::Error::from_raw_os_error(*errno)));
+    }
+
+    fn log(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.0.lock().unwrap().log)
+    }
+}
+
+impl TestState {
+    fn run(&mut self, operation: Operation<'_>) -> io::Result<()> {
+        let (name, result) = match operation {
+            Operation::Read { offset, mut to } => {
+                to.copy_from(&self.bytes[offset as usize..]);
+                ("read", Ok(()))
+            }
+            // Only what the kernel can do reads guest buffers, so through a file.
+            Operation::Write { offset, mut from } => ("write", self.write(offset, &mut from)),
+            Operation::Flush => ("flush", Ok(())),
+            Operation::Discard { .. } => ("discard", Ok(())),
+            Operation::WriteZeroes { offset, len, .. } => {
+                self.bytes[offset as usize..][..len as usize].fill(0);
+                ("write zeroes", Ok(()))
+            }
+        };
+        self.log.push(name);
+        self.errors.pop_front().map_or(result, Err)
+    }
+
+    fn write(&mut self, offset: u64, from: &mut crate::virtio::queue::GuestIo) -> io::Result<()> {
+        use std::os::fd::AsFd;
+        use std::os::unix::fs::FileExt;
+        let len = from.len() as usize;
+        let file = tempfile::tempfile()?;
+        from.write_all_at(file.as_fd(), 0)?;
+        file.read_exact_at(&mut self.bytes[offset as usize..][..len], 0)
+    }
+}
+
+impl DiskBackend for TestDisk {
+    fn name(&self) -> String {
+        "test".to_owned()
+    }
+    fn size(&self) -> u64 {
+        SECTORS * SECTOR
+    }
+    fn writable(&self) -> bool {
+        true
+    }
+    fn submit(&mut self, token: u16, operation: Operation<'_>) -> Option<io::Result<()>> {
+        let mut state = self.0.lock().unwrap();
+        let result = state.run(operation);
+        let Some((event, answers)) = &mut state.later else {
+            return Some(result);
+        };
+        answers.push((token, result));
+        event.write(1).unwrap();
+        None
+    }
+    fn event(&self) -> Option<RawFd> {
+        self.0
+            .lock()
+            .unwrap()
+            .later
+            .as_ref()
+            .map(|(event, _)| event.as_raw_fd())
+    }
+    fn completed(&mut self, _: bool) -> Option<Answer> {
+        let mut state = self.0.lock().unwrap();
+        let (event, answers) = state.later.as_mut()?;
+        let _ = event.read();
+        answers.pop()
+    }
+}
+
+/// Writes a sector, then reads it back, and so on.
+fn write_then_read() -> Request {
+    let pattern = |number: u32| [(number / 2) as u8 ^ 0x5a; SECTOR as usize];
+    Request {
+        queue: 0,
+        prepare: Box::new(move |memory, base, number| {
+            let data = base + 0x1000;
+            let sector = u64::from(number / 2) % SECTORS;
+            header(memory, base, 1 - number % 2, sector);
+            memory.write_slice(&[0xff], GuestAddress(base + 0x2000)).unwrap();
+            let (data, len) = if number.is_multiple_of(2) {
+                memory.write_slice(&pattern(number), GuestAddress(data)).unwrap();
+                (Part::Read(data, 300), 212)
+            } else {
+                memory
+                    .write_slice(&[0; SECTOR as usize], GuestAddress(data))
+                    .unwrap();
+                (Part::Write(data, 300), 212)
+            };
+            let rest = match data {
+                Part::Read(at, done) => Part::Read(at + u64::from(done), len),
+                Part::Write(at, done) => Part::Write(at + u64::from(done), len),
+            };
+            vec![Part::Read(base, 16), data, rest, Part::Write(base + 0x2000, 1)]
+        }),
+        verify: Box::new(move |memory, base, number, written| {
+            assert_eq!(
+                memory.read_obj::<u8>(GuestAddress(base + 0x2000)).unwrap(),
+                0,
+                "status"
+            );
+            let mut data = [0; SECTOR as usize];
+            memory.read_slice(&mut data, GuestAddress(base + 0x1000)).unwrap();
+            assert_eq!(data, pattern(number));
+            assert_eq!(written, if number.is_multiple_of(2) { 1 } else { 513 });
+        }),
+    }
+}
+
+pub(super) fn header(memory: &crate::Memory, at: u64, kind: u32, sector: u64) {
+    memory.write_slice(&kind.to_le_bytes(), GuestAddress(at)).unwrap();
+    memory.write_slice(&[0; 4], GuestAddress(at + 4)).unwrap();
+    memory
+        .write_slice(&sector.to_le_bytes(), GuestAddress(at + 8))
+        .unwrap();
+}
+
+pub(super) fn image(path: &Path) {
+    File::create(path).unwrap().set_len(SECTORS * SECTOR).unwrap();
+}
+
+pub(super) fn on_file(path: &Path) -> Box<dyn VirtioDevice> {
+    let disk = FileDisk::open(path, false).unwrap();
+    Box::new(Block::new(Box::new(disk), BlockConfig::default()))
+}
+
+#[test]
+fn a_disk_in_a_file_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    image(&path);
+    conformance::run(&Subject {
+        make: Box::new(move || on_file(&path)),
+        request: write_then_read(),
+    });
+}
+
+#[test]
+fn a_disk_that_answers_later_conforms() {
+    let disk = TestDisk::later();
+    let make = move || -> Box<dyn VirtioDevice> {
+        Box::new(Block::new(Box::new(disk.clone()), BlockConfig::default()))
+    };
+    conformance::run(&Subject {
+        make: Box::new(make),
+        request: write_then_read(),
+    });
+}
+
+#[test]
+fn a_disk_that_is_part_of_the_program_conforms() {
+    static IMAGE: [u8; 1000] = [0xab; 1000];
+    let request = Request {
+        queue: 0,
+        prepare: Box::new(|memory, base, number| {
+            header(memory, base, 0, u64::from(number % 2));
+            memory.write_slice(&[0xff; 600], GuestAddress(base + 16)).unwrap();
+            vec![Part::Read(base, 16), Part::Write(base + 16, 513)]
+        }),
+        verify: Box::new(|memory, base, number, written| {
+            let mut data = [0; 514];
+            memory.read_slice(&mut data, GuestAddress(base + 16)).unwrap();
+            let image = if number.is_multiple_of(2) { 512 } else { 1000 - 512 };
+            assert!(data[..image].iter().all(|byte| *byte == 0xab));
+            assert!(
+                data[image..512].iter().all(|byte| *byte == 0),
+                "the rest of the last sector"
+            );
+            assert_eq!((&data[512..], written), (&[0, 0xff][..], 513));
+        }),
+    };
+    let make = || -> Box<dyn VirtioDevice> {
+        Box::new(Block::new(
+            Box::new(StaticDisk::new(&IMAGE)),
+            BlockConfig::default(),
+        ))
+    };
+    conformance::run(&Subject {
+        make: Box::new(make),
+        request,
+    });
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(64))]
+
+    #[test]
+    fn survives_any_driver(data in proptest::collection::vec(any::<u8>(), 0..600)) {
+        for disk in [TestDisk::new(), TestDisk::later()] {
+            let device = || Box::new(Block::new(Box::new(disk.clone()), BlockConfig::default()));
+            conformance::fuzz_mmio(device(), &data);
+            conformance::fuzz_queue(device(), &data);
+        }
+    }
+}

@@ -3,6 +3,8 @@
 //! `tests/fuzz` drives them with libFuzzer; `tests/corpus.rs` drives them with seeded pseudo-random input on stable Rust.
 
 use berth_boot::{BootRequest, CommandLine, EntryPolicy, KernelSource};
+use berth_devices::virtio::conformance;
+use berth_devices::virtio::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::{formats, guests};
@@ -18,11 +20,16 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: &[Target] = &[Target {
-    name: "kernel",
-    run: kernel,
-    seeds: kernels,
-}];
+pub const TARGETS: &[Target] = &[
+    target("kernel", kernel, kernels),
+    target("chain", chain, Vec::new),
+    target("mmio", mmio, Vec::new),
+    target("rng", rng, Vec::new),
+];
+
+const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
+    Target { name, run, seeds }
+}
 
 /// Guest RAM for loading: small, so that lies about sizes are soon out of it.
 const RAM: usize = 4 << 20;
@@ -45,6 +52,21 @@ pub fn kernel(data: &[u8]) {
     };
     // A refusal is as good as a load.
     let _ = berth_boot::load(&memory, &request);
+}
+
+/// Walks whatever descriptor chains the bytes lay out.
+pub fn chain(data: &[u8]) {
+    conformance::fuzz_chain(data);
+}
+
+/// Plays the bytes as a driver that does anything to the registers and rings of a device.
+pub fn mmio(data: &[u8]) {
+    conformance::fuzz_mmio(Box::new(Rng::new()), data);
+}
+
+/// Gives the entropy device's handler requests made of the bytes.
+pub fn rng(data: &[u8]) {
+    conformance::fuzz_queue(Box::new(Rng::new()), data);
 }
 
 /// Kernels in every format, behind the byte that chooses the entry policy.

@@ -205,7 +205,7 @@ fn descriptor(machine: &Machine, rings: &mut [Ring], input: &mut Input) {
         },
     );
     // Often the buffer should say something.
-    if addr >= BUFFERS && addr + 16 <= MEMORY_END {
+    if (BUFFERS..=MEMORY_END - 16).contains(&addr) {
         let bytes = input.take(16);
         machine
             .memory

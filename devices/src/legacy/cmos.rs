@@ -83,9 +83,8 @@ impl Cmos {
             }
         };
         let hours = |hours: u64| match (status_b & B_24_HOURS != 0, hours) {
-            (true, hours) => number(hours),
             (false, 0) => number(12),
-            (false, hours @ 1..=11) => number(hours),
+            (true, hours) | (false, hours @ 1..=11) => number(hours),
             (false, 12) => number(12) | 0x80,
             (false, hours) => number(hours - 12) | 0x80,
         };
@@ -130,7 +129,7 @@ impl BusDevice for Cmos {
 }
 
 fn bcd(value: u64) -> u8 {
-    ((value / 10 % 10) << 4 | value % 10) as u8
+    (((value / 10 % 10) << 4) | (value % 10)) as u8
 }
 
 /// A moment in UTC.

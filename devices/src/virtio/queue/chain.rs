@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::bitmap::MS;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::segments::{GuestIo, Segments};
 use crate::Memory;
@@ -84,6 +85,12 @@ pub struct Buffer {
 pub struct RequestChain {
     memory: Arc<Memory>,
     head: u16,
+    list: List,
+}
+
+/// The buffers of a chain, readable ones first.
+#[derive(Default)]
+struct List {
     buffers: Vec<Buffer>,
     readable: usize,
     readable_len: u32,
@@ -105,10 +112,7 @@ impl RequestChain {
         Self {
             memory,
             head: 0,
-            buffers: Vec::new(),
-            readable: 0,
-            readable_len: 0,
-            writable_len: 0,
+            list: List::default(),
         }
     }
 
@@ -119,22 +123,22 @@ impl RequestChain {
 
     /// What the device reads.
     pub fn readable(&self) -> &[Buffer] {
-        &self.buffers[..self.readable]
+        &self.list.buffers[..self.list.readable]
     }
 
     /// What the device writes.
     pub fn writable(&self) -> &[Buffer] {
-        &self.buffers[self.readable..]
+        &self.list.buffers[self.list.readable..]
     }
 
     /// Bytes to read, all buffers together.
     pub fn readable_len(&self) -> u32 {
-        self.readable_len
+        self.list.readable_len
     }
 
     /// Bytes to write, all buffers together.
     pub fn writable_len(&self) -> u32 {
-        self.writable_len
+        self.list.writable_len
     }
 
     /// Copies what the driver wrote, from `offset` bytes into the readable buffers. Returns how many bytes there were.
@@ -180,36 +184,41 @@ impl RequestChain {
 
     /// Walks the chain that begins at descriptor `head` and takes it if all of it is well-formed. If not, `self` is empty.
     pub(super) fn load(&mut self, table: Table, head: u16) -> Result<(), ChainError> {
-        self.clear(head);
-        let result = self.walk(table, head);
+        self.head = head;
+        self.list.clear();
+        let result = self.list.walk(&self.memory, table, head);
         if result.is_err() {
-            self.clear(head);
+            self.list.clear();
         }
         result
     }
+}
 
-    fn clear(&mut self, head: u16) {
-        self.head = head;
+impl List {
+    fn clear(&mut self) {
         self.buffers.clear();
         self.readable = 0;
         self.readable_len = 0;
         self.writable_len = 0;
     }
 
-    fn walk(&mut self, table: Table, head: u16) -> Result<(), ChainError> {
-        let (mut addr, mut size) = (table.addr, u32::from(table.size));
+    fn walk(&mut self, memory: &Memory, table: Table, head: u16) -> Result<(), ChainError> {
+        let mut view = View::new(memory, table.addr, table.size.into());
         let mut index = u32::from(head);
         let mut in_indirect = false;
-        let mut left = size;
+        let mut left = view.size;
         loop {
-            if index >= size {
-                return Err(ChainError::Index { index, size });
+            if index >= view.size {
+                return Err(ChainError::Index {
+                    index,
+                    size: view.size,
+                });
             }
             if left == 0 {
                 return Err(ChainError::Loop { head });
             }
             left -= 1;
-            let descriptor = self.descriptor(addr, index)?;
+            let descriptor = view.descriptor(index)?;
             let next = descriptor.flags() & VRING_DESC_F_NEXT as u16 != 0;
             if descriptor.flags() & VRING_DESC_F_INDIRECT as u16 != 0 {
                 if in_indirect {
@@ -223,12 +232,11 @@ impl RequestChain {
                 if next {
                     return Err(ChainError::Indirect("a chain goes on after its indirect table"));
                 }
-                size = indirect_size(descriptor.len())?;
-                addr = descriptor.addr();
-                (index, left, in_indirect) = (0, size, true);
+                view = View::new(memory, descriptor.addr(), indirect_size(descriptor.len())?);
+                (index, left, in_indirect) = (0, view.size, true);
                 continue;
             }
-            self.add(descriptor)?;
+            self.add(memory, descriptor)?;
             if !next {
                 return Ok(());
             }
@@ -236,16 +244,7 @@ impl RequestChain {
         }
     }
 
-    fn descriptor(&self, table: GuestAddress, index: u32) -> Result<Descriptor, ChainError> {
-        let addr = table
-            .checked_add(u64::from(index) * DESCRIPTOR_SIZE)
-            .ok_or(ChainError::Table { addr: table.0 })?;
-        self.memory
-            .read_obj(addr)
-            .map_err(|_| ChainError::Table { addr: addr.0 })
-    }
-
-    fn add(&mut self, descriptor: Descriptor) -> Result<(), ChainError> {
+    fn add(&mut self, memory: &Memory, descriptor: Descriptor) -> Result<(), ChainError> {
         let (addr, len) = (descriptor.addr(), descriptor.len());
         let writable = descriptor.is_write_only();
         if !writable && self.buffers.len() > self.readable {
@@ -255,7 +254,10 @@ impl RequestChain {
         if len == 0 {
             return Ok(());
         }
-        if !GuestMemoryBackend::check_range(&*self.memory, addr, len as usize) {
+        // The first test is the second one made quick for a buffer in one region.
+        if memory.get_slice(addr, len as usize).is_err()
+            && !GuestMemoryBackend::check_range(memory, addr, len as usize)
+        {
             return Err(ChainError::Buffer { addr: addr.0, len });
         }
         let total = u64::from(self.readable_len) + u64::from(self.writable_len) + u64::from(len);
@@ -270,6 +272,40 @@ impl RequestChain {
             self.readable = self.buffers.len();
         }
         Ok(())
+    }
+}
+
+/// A table of descriptors in guest memory, looked up once for all of them.
+struct View<'a> {
+    memory: &'a Memory,
+    addr: GuestAddress,
+    size: u32,
+    /// The table, if it lies in one region.
+    slice: Option<VolatileSlice<'a, MS<'a, Memory>>>,
+}
+
+impl<'a> View<'a> {
+    fn new(memory: &'a Memory, addr: GuestAddress, size: u32) -> Self {
+        let len = size as usize * DESCRIPTOR_SIZE as usize;
+        Self {
+            memory,
+            addr,
+            size,
+            slice: memory.get_slice(addr, len).ok(),
+        }
+    }
+
+    fn descriptor(&self, index: u32) -> Result<Descriptor, ChainError> {
+        let offset = u64::from(index) * DESCRIPTOR_SIZE;
+        let addr = self
+            .addr
+            .checked_add(offset)
+            .ok_or(ChainError::Table { addr: self.addr.0 })?;
+        let found = match &self.slice {
+            Some(slice) => slice.read_obj(offset as usize).ok(),
+            None => self.memory.read_obj(addr).ok(),
+        };
+        found.ok_or(ChainError::Table { addr: addr.0 })
     }
 }
 

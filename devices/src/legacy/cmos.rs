@@ -215,7 +215,7 @@ mod tests {
         let cmos = Cmos::with_clock(Box::new(|| 1_709_251_087));
         cmos.write(0, &[STATUS_B]);
         cmos.write(1, &[B_BINARY]);
-        assert_eq!((read(&cmos, HOURS), read(&cmos, MINUTES)), (11 | 0x80, 58));
+        assert_eq!((read(&cmos, HOURS), read(&cmos, MINUTES)), (0x80 | 0x0b, 58));
     }
 
     #[test]

@@ -22,15 +22,11 @@ pub use file::{DiskError, FileDisk};
 use super::device::{DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain, Segments};
 use crate::warn_guest;
-use request::{Command, Limits, MAX_DISCARD, MAX_WRITE_ZEROES, Status};
+use request::{Command, Limits, MAX_DISCARD, MAX_WRITE_ZEROES, SEG_MAX, SIZE_MAX, Status};
 
 /// Device type of virtio-blk.
 const KIND: u32 = 2;
 const QUEUE_SIZE: u16 = 256;
-/// Longest piece of a request. Bounds how long one request keeps the thread.
-const SIZE_MAX: u32 = 1 << 22;
-/// Pieces of a request: what the queue has room for beside header and status.
-const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// The host's page cache works in pages of 4096 bytes, so that is the block to align to: 512 times two to this.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
 

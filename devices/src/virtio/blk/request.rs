@@ -17,9 +17,16 @@ pub(super) const HEADER: u32 = 16;
 const RANGE: u32 = 16;
 
 /// Most sectors of one discard. Punching a hole takes time by its extents.
-pub(super) const MAX_DISCARD: u32 = 1 << 22;
+pub(super) const MAX_DISCARD: u32 = 1 << 20;
 /// Most sectors of one write-zeroes, which may have to be written one by one.
 pub(super) const MAX_WRITE_ZEROES: u32 = 1 << 16;
+
+/// Longest piece of data in a request.
+pub(super) const SIZE_MAX: u32 = 1 << 22;
+/// Pieces of data in a request.
+pub(super) const SEG_MAX: u32 = super::QUEUE_SIZE as u32 - 2;
+/// Bytes of one request. It bounds how long one keeps the thread.
+const MAX_LEN: u64 = SIZE_MAX as u64 * SEG_MAX as u64;
 
 /// The answer's last byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +68,7 @@ impl Limits {
     fn fit(&self, sector: u64, len: u64) -> Result<u64, Status> {
         let offset = sector.checked_mul(SECTOR).ok_or(Status::IoError)?;
         let end = offset.checked_add(len).ok_or(Status::IoError)?;
-        if !len.is_multiple_of(SECTOR) || end > self.size {
+        if !len.is_multiple_of(SECTOR) || len > MAX_LEN || end > self.size {
             return Err(Status::IoError);
         }
         Ok(offset)

@@ -36,9 +36,11 @@ use chain::Table;
 /// The ring features that this core supports. A device adds them to its own.
 pub const RING_FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// Requests that [`DeviceQueue::drain`] takes before it lets others have the thread. A driver that adds requests as fast as
-/// they are answered would otherwise keep it for good.
+/// Requests that [`DeviceQueue::drain`] takes before it lets others have the thread, large ones counting as several. A
+/// driver that adds requests as fast as they are answered would otherwise keep it for good.
 const DRAIN_BUDGET: u32 = 1024;
+/// Bytes of buffers that count as one more request.
+const BUDGET_BYTES: u32 = 1 << 16;
 
 /// Why a queue cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,8 @@ pub struct DeviceQueue {
     kick: EventFd,
     interrupt: Arc<dyn DeviceInterrupt>,
     broken: bool,
+    /// What is left of [`DRAIN_BUDGET`] in this turn.
+    budget: u32,
     /// For [`DeviceQueue::drain`], which hands it out by reference.
     scratch: Option<RequestChain>,
 }
@@ -107,6 +111,7 @@ impl DeviceQueue {
             kick,
             interrupt,
             broken: false,
+            budget: 0,
         })
     }
 
@@ -155,13 +160,11 @@ impl DeviceQueue {
     /// The loop around [`drain`](Self::drain), for devices that answer later or take several requests at once: `step` takes
     /// what it wants and returns false when it found nothing to take.
     pub fn drain_by(&mut self, mut step: impl FnMut(&mut Self) -> bool) {
-        let mut budget = DRAIN_BUDGET;
+        self.budget = DRAIN_BUDGET;
         self.disable_kicks();
         loop {
-            while budget > 0 && step(self) {
-                budget -= 1;
-            }
-            if budget == 0 {
+            while self.budget > 0 && step(self) {}
+            if self.budget == 0 {
                 // More may be there: come back by our own notification, after the others had their turn.
                 self.kick_again();
                 break;
@@ -202,6 +205,8 @@ impl DeviceQueue {
             self.undo_pop(1);
             return Err(fault.into());
         }
+        let large = (chain.readable_len() / BUDGET_BYTES) + (chain.writable_len() / BUDGET_BYTES);
+        self.budget = self.budget.saturating_sub(1 + large);
         Ok(true)
     }
 

@@ -119,17 +119,38 @@ impl GuestIo<'_> {
 
     /// Fills the segments from `data`; returns how many bytes found room.
     pub fn copy_from(&mut self, data: &[u8]) -> usize {
-        let mut left = data;
-        while !left.is_empty() && !self.is_empty() {
-            let piece = self.list[self.first];
-            let take = piece.iov_len.min(left.len());
-            // SAFETY: `piece` is a segment of guest memory, which `self` borrows, `take` bytes of it are mapped and writable.
-            let target = unsafe { VolatileSlice::new(piece.iov_base.cast::<u8>(), take) };
-            target.copy_from(&left[..take]);
-            left = &left[take..];
-            self.skip(take);
+        let mut done = 0;
+        while let Some(piece) = self.piece(data.len() - done) {
+            let len = piece.len();
+            piece.copy_from(&data[done..done + len]);
+            done += len;
+            self.skip(len);
         }
-        data.len() - left.len()
+        done
+    }
+
+    /// Copies the segments to `data`; returns how many bytes there were.
+    pub fn copy_to(&mut self, data: &mut [u8]) -> usize {
+        let mut done = 0;
+        while let Some(piece) = self.piece(data.len() - done) {
+            let len = piece.len();
+            piece.copy_to(&mut data[done..done + len]);
+            done += len;
+            self.skip(len);
+        }
+        done
+    }
+
+    /// What is left of the first segment, `most` bytes at most; none if that is nothing.
+    fn piece(&self, most: usize) -> Option<VolatileSlice<'_>> {
+        let piece = self.segments().first()?;
+        let len = piece.iov_len.min(most);
+        if len == 0 {
+            return None;
+        }
+        // SAFETY: `piece` is a segment that `add` took from guest memory, which `self` borrows, so `len` bytes of it are
+        // mapped and writable as long as the result lives.
+        Some(unsafe { VolatileSlice::new(piece.iov_base.cast(), len) })
     }
 
     fn all_at(

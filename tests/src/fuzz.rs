@@ -3,6 +3,7 @@
 //! `tests/fuzz` drives them with libFuzzer; `tests/corpus.rs` drives them with seeded pseudo-random input on stable Rust.
 
 use berth_boot::{BootRequest, CommandLine, EntryPolicy, KernelSource};
+use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk};
 use berth_devices::virtio::conformance;
 use berth_devices::virtio::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -25,6 +26,7 @@ pub const TARGETS: &[Target] = &[
     target("chain", chain, Vec::new),
     target("mmio", mmio, Vec::new),
     target("rng", rng, Vec::new),
+    target("block", block, Vec::new),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
@@ -67,6 +69,12 @@ pub fn mmio(data: &[u8]) {
 /// Gives the entropy device's handler requests made of the bytes.
 pub fn rng(data: &[u8]) {
     conformance::fuzz_queue(Box::new(Rng::new()), data);
+}
+
+/// Gives a disk's handler requests made of the bytes: a file of 30 sectors.
+pub fn block(data: &[u8]) {
+    let disk = FileDisk::open(scratch(&[0; 30 * 512]), false).expect("it is a regular file");
+    conformance::fuzz_queue(Box::new(Block::new(Box::new(disk), BlockConfig::default())), data);
 }
 
 /// Kernels in every format, behind the byte that chooses the entry policy.

@@ -1,6 +1,7 @@
 //! Guests that need the assist where KVM interprets ring 0, and run without it elsewhere. These tests fail without /dev/kvm.
 #![cfg(target_arch = "x86_64")]
 
+#[allow(dead_code, reason = "the benchmark uses the rest")]
 #[path = "assist/guest.rs"]
 mod guest;
 

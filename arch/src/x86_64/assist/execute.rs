@@ -51,11 +51,12 @@ pub fn execute(cpu: &mut Cpu<'_>, bytes: &[u8], beyond: Option<Trap>) -> (Instru
     let instruction = decoder.decode();
     if instruction.code() == Code::INVALID {
         let trap = match (decoder.last_error(), beyond) {
-            (DecoderError::NoMoreBytes, Some(trap)) => trap,
+            (DecoderError::NoMoreBytes, Some(trap)) if bytes.len() < LONGEST => trap,
             (DecoderError::NoMoreBytes, None) if bytes.len() < LONGEST => {
                 Trap::Unsupported("of which only a part could be read")
             }
-            (DecoderError::NoMoreBytes, None) => Exception::GENERAL_PROTECTION.into(),
+            // It goes on after the fifteenth byte.
+            _ if decoder.position() >= LONGEST => Exception::GENERAL_PROTECTION.into(),
             _ => Exception::INVALID_OPCODE.into(),
         };
         return (instruction, Err(trap));

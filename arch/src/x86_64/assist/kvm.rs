@@ -7,6 +7,8 @@ use kvm_bindings::{Msrs, Xsave, kvm_msr_entry, kvm_sregs};
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
 
+use zerocopy::IntoBytes;
+
 use super::AssistError;
 use super::machine::{Machine, control};
 use super::xsave::Layout;
@@ -126,27 +128,19 @@ impl Machine for KvmMachine<'_> {
         // SAFETY: the buffer has the size that KVM_CAP_XSAVE2 gave for this VM. That size grows only if the process enables dynamic
         // features (AMX), which Berth never does.
         unsafe { self.vcpu.get_xsave2(&mut self.host.xsave) }.map_err(failed("KVM_GET_XSAVE2"))?;
-        let raw = self.host.xsave.as_fam_struct_ref();
-        let words = raw.xsave.region.iter().chain(self.host.xsave.as_slice());
-        Ok(words.flat_map(|word| word.to_le_bytes()).collect())
+        let fixed = self.host.xsave.as_fam_struct_ref().xsave.region.as_bytes();
+        Ok([fixed, self.host.xsave.as_slice().as_bytes()].concat())
     }
 
     fn set_extended_state(&mut self, image: &[u8]) -> Result<(), AssistError> {
-        let word = |bytes: &[u8]| {
-            bytes
-                .iter()
-                .rev()
-                .fold(0, |word, byte| word << 8 | u32::from(*byte))
-        };
-        let mut words = image.chunks(4).map(word);
         // SAFETY: only the fixed part is changed, not the length that the wrapper relies on.
         let fixed = unsafe { self.host.xsave.as_mut_fam_struct() };
-        for (to, from) in fixed.xsave.region.iter_mut().zip(words.by_ref()) {
-            *to = from;
-        }
-        for (to, from) in self.host.xsave.as_mut_slice().iter_mut().zip(words) {
-            *to = from;
-        }
+        let fixed = fixed.xsave.region.as_mut_bytes();
+        let (head, tail) = image.split_at(image.len().min(fixed.len()));
+        fixed[..head.len()].copy_from_slice(head);
+        let extra = self.host.xsave.as_mut_slice().as_mut_bytes();
+        let length = tail.len().min(extra.len());
+        extra[..length].copy_from_slice(&tail[..length]);
         // SAFETY: as for KVM_GET_XSAVE2: KVM reads no more than the buffer has.
         unsafe { self.vcpu.set_xsave2(&self.host.xsave) }.map_err(failed("KVM_SET_XSAVE"))
     }

@@ -25,9 +25,13 @@ pub mod execute;
 mod integer;
 mod kvm;
 pub mod machine;
+#[cfg(test)]
+mod mock;
 pub mod operand;
 pub mod paging;
 mod system;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod x87;
 pub mod xsave;

@@ -199,12 +199,13 @@ fn frequencies(entries: &mut Vec<kvm_cpuid_entry2>, tsc_khz: u32) {
     }
 }
 
-/// A feature that is kept from guests whose kernels are interpreted: where CPUID has it, and what Linux calls it.
+/// A feature that is kept from guests whose kernels are interpreted: where CPUID has it.
 struct Kept {
     function: u32,
     register: fn(&mut kvm_cpuid_entry2) -> &mut u32,
     bit: u32,
-    linux: &'static str,
+    /// Which of Linux's capability words mirrors that register (`arch/x86/include/asm/cpufeatures.h`).
+    linux_word: u32,
 }
 
 /// Features whose instructions the interpreter lacks, or that make a kernel use SSE in ring 0.
@@ -212,44 +213,44 @@ struct Kept {
 /// Not here: xsave, avx, avx2 and avx512. Ring 3 runs on the real CPU and uses the vector registers whatever the kernel was
 /// told; a kernel that does not know them would not keep them apart between processes.
 const KEPT: [Kept; 25] = [
-    kept(1, |e| &mut e.ecx, 1, "pclmulqdq"),
-    kept(1, |e| &mut e.ecx, 9, "ssse3"),
-    kept(1, |e| &mut e.ecx, 13, "cx16"),
-    kept(1, |e| &mut e.ecx, 17, "pcid"),
-    kept(1, |e| &mut e.ecx, 19, "sse4_1"),
-    kept(1, |e| &mut e.ecx, 20, "sse4_2"),
-    kept(1, |e| &mut e.ecx, 22, "movbe"),
-    kept(1, |e| &mut e.ecx, 23, "popcnt"),
-    kept(1, |e| &mut e.ecx, 25, "aes"),
-    kept(1, |e| &mut e.ecx, 30, "rdrand"),
-    kept(7, |e| &mut e.ebx, 0, "fsgsbase"),
-    kept(7, |e| &mut e.ebx, 3, "bmi1"),
-    kept(7, |e| &mut e.ebx, 7, "smep"),
-    kept(7, |e| &mut e.ebx, 8, "bmi2"),
-    kept(7, |e| &mut e.ebx, 9, "erms"),
-    kept(7, |e| &mut e.ebx, 10, "invpcid"),
-    kept(7, |e| &mut e.ebx, 18, "rdseed"),
-    kept(7, |e| &mut e.ebx, 20, "smap"),
-    kept(7, |e| &mut e.ebx, 29, "sha_ni"),
-    kept(7, |e| &mut e.ecx, 8, "gfni"),
-    kept(7, |e| &mut e.ecx, 9, "vaes"),
-    kept(7, |e| &mut e.ecx, 10, "vpclmulqdq"),
-    kept(7, |e| &mut e.ecx, 22, "rdpid"),
-    kept(7, |e| &mut e.edx, 4, "fsrm"),
-    kept(0x8000_0001, |e| &mut e.edx, 27, "rdtscp"),
+    kept(1, |e| &mut e.ecx, 1, 4),            // pclmulqdq
+    kept(1, |e| &mut e.ecx, 9, 4),            // ssse3
+    kept(1, |e| &mut e.ecx, 13, 4),           // cx16
+    kept(1, |e| &mut e.ecx, 17, 4),           // pcid
+    kept(1, |e| &mut e.ecx, 19, 4),           // sse4_1
+    kept(1, |e| &mut e.ecx, 20, 4),           // sse4_2
+    kept(1, |e| &mut e.ecx, 22, 4),           // movbe
+    kept(1, |e| &mut e.ecx, 23, 4),           // popcnt
+    kept(1, |e| &mut e.ecx, 25, 4),           // aes
+    kept(1, |e| &mut e.ecx, 30, 4),           // rdrand
+    kept(7, |e| &mut e.ebx, 0, 9),            // fsgsbase
+    kept(7, |e| &mut e.ebx, 3, 9),            // bmi1
+    kept(7, |e| &mut e.ebx, 7, 9),            // smep
+    kept(7, |e| &mut e.ebx, 8, 9),            // bmi2
+    kept(7, |e| &mut e.ebx, 9, 9),            // erms
+    kept(7, |e| &mut e.ebx, 10, 9),           // invpcid
+    kept(7, |e| &mut e.ebx, 18, 9),           // rdseed
+    kept(7, |e| &mut e.ebx, 20, 9),           // smap
+    kept(7, |e| &mut e.ebx, 29, 9),           // sha_ni
+    kept(7, |e| &mut e.ecx, 8, 16),           // gfni
+    kept(7, |e| &mut e.ecx, 9, 16),           // vaes
+    kept(7, |e| &mut e.ecx, 10, 16),          // vpclmulqdq
+    kept(7, |e| &mut e.ecx, 22, 16),          // rdpid
+    kept(7, |e| &mut e.edx, 4, 18),           // fsrm
+    kept(0x8000_0001, |e| &mut e.edx, 27, 1), // rdtscp
 ];
 
 const fn kept(
     function: u32,
     register: fn(&mut kvm_cpuid_entry2) -> &mut u32,
     bit: u32,
-    linux: &'static str,
+    linux_word: u32,
 ) -> Kept {
     Kept {
         function,
         register,
         bit,
-        linux,
+        linux_word,
     }
 }
 
@@ -264,11 +265,15 @@ fn clear_uninterpretable(entries: &mut [kvm_cpuid_entry2]) {
 
 /// What to add to a Linux guest's command line where its kernel is interpreted.
 ///
-/// An interpreting KVM shows most of the host's user-level features to ring 0 whatever `KVM_SET_CPUID2` said, so Linux (5.18 or
-/// later) is told by name. `mitigations=off` spares the interpreter the retpolines.
+/// An interpreting KVM shows most of the host's user-level features to ring 0 whatever `KVM_SET_CPUID2` said, so Linux is told
+/// again, by number: Linux reads 127 characters of this option, and names do not fit. `mitigations=off` spares the interpreter the
+/// retpolines.
 pub fn interpreted_command_line() -> String {
-    let names: Vec<_> = KEPT.iter().map(|feature| feature.linux).collect();
-    format!("mitigations=off clearcpuid={}", names.join(","))
+    let numbers: Vec<_> = KEPT
+        .iter()
+        .map(|feature| (feature.linux_word * 32 + feature.bit).to_string())
+        .collect();
+    format!("mitigations=off clearcpuid={}", numbers.join(","))
 }
 
 #[cfg(test)]

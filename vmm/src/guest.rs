@@ -1,6 +1,7 @@
 //! The guest that ships with Berth: kernel and root image, unpacked when Berth was built and part of the program file.
 //!
-//! They are read from the program's own mapping, so a start pays for the pages it touches and for nothing else.
+//! They are read from the program's own mapping, so a start pays for the pages it touches and for nothing else. How its
+//! init is spoken to stands in `resources/guest/README.md`.
 
 /// Bytes at the start of a page, so that the pages that hold them hold little else.
 #[repr(C, align(4096))]
@@ -20,24 +21,62 @@ pub(crate) fn root() -> &'static [u8] {
 }
 
 /// What the shipped kernel is told, whatever the host: where its root and its console are, and to say nothing needless.
-pub(crate) const COMMAND_LINE: &str = "console=ttyS0 quiet reboot=k panic=-1 root=/dev/vda rootfstype=erofs ro";
+pub(crate) const COMMAND_LINE: &str =
+    "console=ttyS0 quiet reboot=k panic=-1 root=/dev/vda rootfstype=erofs ro pci=off tsc=reliable";
 
-/// `words` as the shipped init takes them behind ` -- `: percent-encoded, so that the kernel's own splitting and quoting
-/// cannot change them. An empty word is a lone `%`.
-pub(crate) fn encode_command(words: &[String]) -> String {
-    words.iter().map(|word| encode_word(word)).collect::<Vec<_>>().join(" ")
+/// How the shipped init's standard streams lead to the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Streams {
+    /// All on the first serial line, a terminal of this many rows and columns (0 = unknown).
+    Terminal {
+        /// Rows.
+        rows: u16,
+        /// Columns.
+        columns: u16,
+    },
+    /// Input and output on the first line, input in frames; errors on the second.
+    Piped,
 }
 
-fn encode_word(word: &str) -> String {
-    if word.is_empty() {
-        return "%".to_owned();
+/// What the shipped init gets behind ` -- `: how to run what. No command is a login shell.
+pub(crate) fn init_words(command: &[String], streams: Streams) -> String {
+    let mut words = match streams {
+        Streams::Terminal { rows, columns } => {
+            let mut words = vec![format!("tty={rows}x{columns}")];
+            words.extend(terminal_type().map(|term| format!("term={term}")));
+            words
+        }
+        Streams::Piped => vec!["piped".to_owned()],
+    };
+    if !command.is_empty() {
+        let encoded: Vec<_> = command.iter().map(|word| percent_encode(word)).collect();
+        words.push(format!("run={}", encoded.join("%00")));
     }
+    words.join(" ")
+}
+
+/// The kind of the user's terminal, where it has a plain name.
+fn terminal_type() -> Option<String> {
+    let plain = |text: &String| {
+        !text.is_empty()
+            && text.len() < 32
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-+.".contains(&byte))
+    };
+    std::env::var("TERM").ok().filter(plain)
+}
+
+/// Keeps the kernel's own splitting and quoting away from a word.
+fn percent_encode(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:,+@=".contains(&byte);
     word.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'/' | b':' | b',' | b'+' | b'@' => {
+        .map(|byte| {
+            if plain(byte) {
                 char::from(byte).to_string()
+            } else {
+                format!("%{byte:02x}")
             }
-            byte => format!("%{byte:02x}"),
         })
         .collect()
 }
@@ -49,6 +88,30 @@ mod tests {
     #[test]
     fn words_survive_the_kernels_splitting() {
         let words = ["sh", "-c", "echo \"a b\" = $x", "", "é"].map(str::to_owned);
-        assert_eq!(encode_command(&words), "sh -c echo%20%22a%20b%22%20%3d%20%24x % %c3%a9");
+        assert_eq!(
+            init_words(&words, Streams::Piped),
+            "piped run=sh%00-c%00echo%20%22a%20b%22%20=%20%24x%00%00%c3%a9"
+        );
+    }
+
+    #[test]
+    fn no_command_is_a_shell_on_a_terminal() {
+        let words = init_words(
+            &[],
+            Streams::Terminal {
+                rows: 24,
+                columns: 80,
+            },
+        );
+        assert!(
+            words.starts_with("tty=24x80") && !words.contains("run="),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn the_root_image_is_whole_sectors_and_the_kernel_an_elf_file() {
+        assert_eq!(root().len() % 512, 0);
+        assert!(kernel().starts_with(b"\x7fELF"));
     }
 }

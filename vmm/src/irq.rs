@@ -31,7 +31,7 @@ pub enum IrqError {
 
 /// The lines of one VM. Shared by the I/O APIC, which routes them, and the builder, which hands them out.
 #[derive(Clone)]
-pub struct IrqLines {
+pub(crate) struct IrqLines {
     inner: Arc<Inner>,
 }
 
@@ -48,18 +48,29 @@ struct State {
 
 impl IrqLines {
     /// Switches the VM to the split irqchip. Memory slots must be set and no vCPU may exist yet.
-    pub fn new(vm: Arc<VmFd>) -> Result<Self, IrqError> {
-        let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    pub(crate) fn new(vm: Arc<VmFd>) -> Result<Self, IrqError> {
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            ..Default::default()
+        };
         cap.args[0] = PINS as u64;
         vm.enable_cap(&cap).map_err(IrqError::Split)?;
-        Ok(Self { inner: Arc::new(Inner { vm, state: Mutex::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                vm,
+                state: Mutex::default(),
+            }),
+        })
     }
 
     /// The event fd that pulses line `gsi` (below [`PINS`]): writing it raises the interrupt, with no thread between.
-    pub fn line(&self, gsi: u32) -> Result<EventFd, IrqError> {
+    pub(crate) fn line(&self, gsi: u32) -> Result<EventFd, IrqError> {
         let mut state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
         let fd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(IrqError::EventFd)?;
-        self.inner.vm.register_irqfd(&fd, gsi).map_err(|cause| IrqError::Line { gsi, cause })?;
+        self.inner
+            .vm
+            .register_irqfd(&fd, gsi)
+            .map_err(|cause| IrqError::Line { gsi, cause })?;
         let handle = fd.try_clone().map_err(IrqError::EventFd)?;
         state.lines[gsi as usize] = Some(fd);
         Ok(handle)
@@ -90,7 +101,8 @@ impl Inner {
             .zip(routes)
             .filter_map(|(gsi, route)| route.map(|message| msi_entry(gsi, message)))
             .collect();
-        let routing = KvmIrqRouting::from_entries(&entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+        let routing =
+            KvmIrqRouting::from_entries(&entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
         self.vm.set_gsi_routing(&routing)
     }
 }

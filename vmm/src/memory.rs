@@ -33,7 +33,7 @@ pub enum MemoryError {
 }
 
 /// Maps `size` bytes of RAM, laid out around the MMIO gap.
-pub fn map(size: u64) -> Result<Arc<Memory>, MemoryError> {
+pub(crate) fn map(size: u64) -> Result<Arc<Memory>, MemoryError> {
     let refused = |len: u64, cause: &dyn std::fmt::Display| MemoryError::Map {
         mib: len >> 20,
         cause: cause.to_string(),
@@ -49,13 +49,15 @@ pub fn map(size: u64) -> Result<Arc<Memory>, MemoryError> {
             .ok_or_else(|| refused(len, &"the region ends past the address space"))?;
         regions.push(region);
     }
-    Memory::from_regions(regions).map(Arc::new).map_err(|error| refused(size, &error))
+    Memory::from_regions(regions)
+        .map(Arc::new)
+        .map_err(|error| refused(size, &error))
 }
 
 /// Gives every region of `memory` to the VM as a slot.
 ///
 /// The VM must be closed before the last reference to `memory` is dropped.
-pub fn set_slots(vm: &VmFd, memory: &Memory) -> Result<(), MemoryError> {
+pub(crate) fn set_slots(vm: &VmFd, memory: &Memory) -> Result<(), MemoryError> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let base = region.start_addr().0;
         let slot = kvm_userspace_memory_region {
@@ -83,6 +85,6 @@ mod tests {
         let memory = map(5 << 30).unwrap();
         assert_eq!(memory.iter().map(GuestMemoryRegion::len).sum::<u64>(), 5 << 30);
         memory.write_obj(7u8, GuestAddress(1 << 32)).unwrap();
-        assert!(memory.write_obj(7u8, GuestAddress(layout::MMIO_GAP_START)).is_err());
+        assert!(memory.write_obj(7u8, GuestAddress(layout::MMIO_GAP)).is_err());
     }
 }

@@ -34,12 +34,18 @@ pub struct StopCell {
 impl StopCell {
     /// A cell without a reason.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { reason: Mutex::new(None), wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)? })
+        Ok(Self {
+            reason: Mutex::new(None),
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+        })
     }
 
     /// Asks the VM to stop. The first reason stands; later ones are consequences.
     pub fn stop(&self, reason: StopReason) {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(reason);
         // Fails only when the counter is full, and then the waiter is awake anyway.
         let _ = self.wake.write(1);
     }

@@ -14,14 +14,29 @@ pub(crate) struct Timing {
 impl Timing {
     /// Starts counting; records nothing unless `enabled`.
     pub(crate) fn new(enabled: bool, start: Instant) -> Self {
-        let before = if enabled { process_time().saturating_sub(start.elapsed()) } else { Duration::ZERO };
-        Self { marks: enabled.then(Vec::new), start, before }
+        let before = if enabled {
+            process_time().saturating_sub(start.elapsed())
+        } else {
+            Duration::ZERO
+        };
+        Self {
+            marks: enabled.then(Vec::new),
+            start,
+            before,
+        }
     }
 
     /// The step called `name` has just ended.
     pub(crate) fn mark(&mut self, name: &'static str) {
+        if self.marks.is_some() {
+            self.mark_at(name, Instant::now());
+        }
+    }
+
+    /// The step called `name` ended at `when`.
+    pub(crate) fn mark_at(&mut self, name: &'static str, when: Instant) {
         if let Some(marks) = &mut self.marks {
-            marks.push((name, Instant::now()));
+            marks.push((name, when));
         }
     }
 
@@ -29,11 +44,18 @@ impl Timing {
     pub(crate) fn report(&self) -> String {
         use std::fmt::Write;
 
-        let Some(marks) = &self.marks else { return String::new() };
+        let Some(marks) = &self.marks else {
+            return String::new();
+        };
         let mut report = format!("{:<24}{:>10}{:>10}\n", "step", "us", "total us");
         let mut line = |name: &str, own: Duration, total: Duration| {
             // Writing to a string cannot fail.
-            let _ = writeln!(report, "{name:<24}{:>10}{:>10}", own.as_micros(), total.as_micros());
+            let _ = writeln!(
+                report,
+                "{name:<24}{:>10}{:>10}",
+                own.as_micros(),
+                total.as_micros()
+            );
         };
         line("exec to main", self.before, self.before);
         let mut last = self.start;

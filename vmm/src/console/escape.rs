@@ -4,7 +4,8 @@
 const PREFIX: u8 = 0x01;
 
 /// What the help key prints. Lines end as a raw terminal wants them.
-pub(crate) const HELP: &str = "\r\nBerth: Ctrl-A x ends the VM, Ctrl-A h shows this help, Ctrl-A Ctrl-A sends Ctrl-A.\r\n";
+pub(crate) const HELP: &str = "\r\nBerth: Ctrl-A, then\r\n  x  ends the VM\r\n  p  pauses it, or lets it go on\r\n  \
+b  presses its power button (guests with ACPI)\r\n  h  shows this help\r\n  Ctrl-A  sends Ctrl-A\r\n";
 
 /// What a key sequence asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,10 @@ pub(crate) enum Request {
     Quit,
     /// Show the help.
     Help,
+    /// Pause the VM, or let it go on.
+    Pause,
+    /// Press the power button.
+    PowerButton,
 }
 
 /// Remembers whether the prefix was the last key.
@@ -39,6 +44,8 @@ impl Escape {
             match key {
                 b'x' | b'X' => return Some(Request::Quit),
                 b'h' | b'H' | b'?' => request = Some(Request::Help),
+                b'p' | b'P' => request = Some(Request::Pause),
+                b'b' | b'B' => request = Some(Request::PowerButton),
                 PREFIX => guest.push(PREFIX),
                 // Not ours: the guest gets both keys, as typed.
                 key => guest.extend([PREFIX, key]),
@@ -67,8 +74,14 @@ mod tests {
 
     #[test]
     fn the_prefix_works_across_reads_and_can_be_sent_itself() {
-        assert_eq!(filter(&[b"a\x01", b"x", b""]), (b"a".to_vec(), vec![Request::Quit]));
-        assert_eq!(filter(&[b"\x01h\x01\x01b"]), (b"\x01b".to_vec(), vec![Request::Help]));
+        assert_eq!(
+            filter(&[b"a\x01", b"x", b""]),
+            (b"a".to_vec(), vec![Request::Quit])
+        );
+        assert_eq!(
+            filter(&[b"\x01h\x01\x01b"]),
+            (b"\x01b".to_vec(), vec![Request::Help])
+        );
         assert_eq!(filter(&[b"\x01z"]), (b"\x01z".to_vec(), vec![]));
     }
 

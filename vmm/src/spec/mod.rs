@@ -120,3 +120,22 @@ pub enum SerialSpec {
     /// A Unix socket at this path, for one client at a time.
     Socket(PathBuf),
 }
+
+impl NetSpec {
+    /// The guest's hardware address, if one is given and it can be read.
+    pub fn mac_address(&self) -> Option<[u8; 6]> {
+        None
+    }
+}
+
+/// A description with which nothing is wrong.
+#[derive(Debug)]
+pub struct ValidSpec(VmSpec);
+
+impl std::ops::Deref for ValidSpec {
+    type Target = VmSpec;
+
+    fn deref(&self) -> &VmSpec {
+        &self.0
+    }
+}

@@ -41,7 +41,10 @@ pub(crate) enum Next {
 
 impl VcpuControl {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::new(State::Running), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(State::Running),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -59,7 +62,10 @@ impl VcpuControl {
     /// Waits until the thread has left the guest, or has ended.
     pub(crate) fn wait_paused(&self) {
         let state = self.lock();
-        drop(self.changed.wait_while(state, |state| *state == State::Pausing(false)));
+        drop(
+            self.changed
+                .wait_while(state, |state| *state == State::Pausing(false)),
+        );
     }
 
     /// Lets a paused thread go on.
@@ -128,7 +134,9 @@ pub(crate) struct ImmediateExit {
 impl ImmediateExit {
     /// Takes kicks for `vcpu` on this thread until it is dropped, which must be before the vCPU is.
     pub(crate) fn new(vcpu: &mut kvm_ioctls::VcpuFd) -> Self {
-        let flag = (&raw mut vcpu.get_kvm_run().immediate_exit).cast::<AtomicU8>().cast_const();
+        let flag = (&raw mut vcpu.get_kvm_run().immediate_exit)
+            .cast::<AtomicU8>()
+            .cast_const();
         IMMEDIATE_EXIT.with(|cell| cell.set(flag));
         Self { flag }
     }

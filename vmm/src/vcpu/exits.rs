@@ -46,7 +46,9 @@ pub(crate) fn enter(vcpu: &mut VcpuFd, mmio: &Bus) -> Outcome {
         Ok(VcpuExit::FailEntry(reason, cpu)) => fault(format!(
             "the processor refused to enter the guest (hardware reason {reason:#x}, host CPU {cpu})"
         )),
-        Ok(other) => fault(format!("KVM left the guest for a reason Berth does not know: {other:?}")),
+        Ok(other) => fault(format!(
+            "KVM left the guest for a reason Berth does not know: {other:?}"
+        )),
         Err(error) => match error.errno() {
             libc::EINTR | libc::EAGAIN => Outcome::Interrupted,
             libc::EFAULT => fault("KVM could not reach the guest's memory (KVM_RUN: EFAULT)".to_owned()),
@@ -75,10 +77,12 @@ pub(crate) fn port_access(vcpu: &mut VcpuFd, ports: &Bus) {
     let io = unsafe { run.__bindgen_anon_1.io };
     let (size, count) = (usize::from(io.size), io.count as usize);
     let base = (&raw mut *run).cast::<u8>();
-    // SAFETY: KVM keeps the data of an IO exit at this offset in the mapping that holds `run`, size × count bytes long
-    // (Documentation/virt/kvm/api.rst, KVM_EXIT_IO). The mapping outlives the borrow of `vcpu`, and KVM writes it only
+    // SAFETY: KVM keeps the data of an IO exit at this offset in the mapping that holds `run`
+    // (Documentation/virt/kvm/api.rst, KVM_EXIT_IO).
+    let data = unsafe { base.add(io.data_offset as usize) };
+    // SAFETY: the data is size × count bytes long (ibid.). The mapping outlives the borrow of `vcpu`, and KVM writes it only
     // inside KVM_RUN, which is not running.
-    let data = unsafe { std::slice::from_raw_parts_mut(base.add(io.data_offset as usize), size * count) };
+    let data = unsafe { std::slice::from_raw_parts_mut(data, size * count) };
     let out = u32::from(io.direction) == KVM_EXIT_IO_OUT;
     for access in data.chunks_exact_mut(size.max(1)) {
         if out {
@@ -94,11 +98,17 @@ pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> String {
     // SAFETY: KVM_RUN has just returned with exit reason INTERNAL_ERROR (the caller's `Outcome::Unemulated`), so
     // `internal` is the active member.
     let internal = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal };
-    let at = vcpu.get_regs().map_or_else(|_| "an unknown address".to_owned(), |regs| format!("{:#x}", regs.rip));
+    let at = vcpu.get_regs().map_or_else(
+        |_| "an unknown address".to_owned(),
+        |regs| format!("{:#x}", regs.rip),
+    );
     match internal.suberror {
         1 => {
             // Word 0: flags (bit 0: bytes are there); then a length byte and up to 15 instruction bytes.
-            let words: Vec<u8> = internal.data[1..3].iter().flat_map(|word| word.to_le_bytes()).collect();
+            let words: Vec<u8> = internal.data[1..3]
+                .iter()
+                .flat_map(|word| word.to_le_bytes())
+                .collect();
             let bytes = if internal.ndata >= 3 && internal.data[0] & 1 != 0 {
                 let len = usize::from(words[0]).min(15);
                 format!(" with the bytes {:02x?}", &words[1..=len])

@@ -3,9 +3,12 @@
 mod control;
 mod exits;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
+use berth_arch::x86_64::assist::{AssistCounts, AssistError, VcpuAssist};
+use berth_devices::Memory;
 use berth_devices::bus::Bus;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::Killable;
@@ -14,15 +17,16 @@ pub(crate) use control::install_kick_handler;
 use control::{ImmediateExit, Next, VcpuControl, kick_signal};
 use exits::Outcome;
 
-use crate::assist::VcpuAssist;
 use crate::stop::{StopCell, StopReason};
 
 /// What a vCPU thread works with.
 pub(crate) struct VcpuParts {
     /// Number of the vCPU, from 0.
-    pub(crate) index: u8,
+    pub(crate) index: u32,
     /// The vCPU, its registers set.
     pub(crate) vcpu: VcpuFd,
+    /// The guest's RAM, so that it stays mapped as long as the vCPU may run.
+    pub(crate) _memory: Arc<Memory>,
     /// Port I/O.
     pub(crate) ports: Arc<Bus>,
     /// Memory-mapped I/O.
@@ -36,17 +40,19 @@ pub(crate) struct VcpuParts {
 /// A running vCPU thread.
 pub(crate) struct VcpuThread {
     control: Arc<VcpuControl>,
-    thread: JoinHandle<Option<VcpuAssist>>,
+    thread: JoinHandle<Option<AssistCounts>>,
 }
 
 impl VcpuThread {
-    /// Starts the thread; the guest runs at once.
-    pub(crate) fn spawn(parts: VcpuParts) -> std::io::Result<Self> {
+    /// Starts the thread; the guest runs at once. The first thread to enter it tells `first_run` when.
+    pub(crate) fn spawn(parts: VcpuParts, first_run: Arc<OnceLock<Instant>>) -> std::io::Result<Self> {
         let control = Arc::new(VcpuControl::new());
-        let thread = std::thread::Builder::new().name(format!("vcpu{}", parts.index)).spawn({
-            let control = control.clone();
-            move || run(parts, &control)
-        })?;
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{}", parts.index))
+            .spawn({
+                let control = control.clone();
+                move || run(parts, &control, &first_run)
+            })?;
         Ok(Self { control, thread })
     }
 
@@ -72,8 +78,8 @@ impl VcpuThread {
         self.kick();
     }
 
-    /// Waits for the thread's end and returns its assist, for the counts.
-    pub(crate) fn join(self) -> Option<VcpuAssist> {
+    /// Waits for the thread's end and returns what its assist did.
+    pub(crate) fn join(self) -> Option<AssistCounts> {
         // A panic on the thread was reported by the panic hook; there is nothing left to count.
         self.thread.join().ok().flatten()
     }
@@ -85,7 +91,8 @@ impl VcpuThread {
 }
 
 /// The thread: runs until the guest or the controller ends it.
-fn run(mut parts: VcpuParts, control: &VcpuControl) -> Option<VcpuAssist> {
+fn run(mut parts: VcpuParts, control: &VcpuControl, first_run: &OnceLock<Instant>) -> Option<AssistCounts> {
+    first_run.get_or_init(Instant::now);
     let kick = ImmediateExit::new(&mut parts.vcpu);
     while control.next() == Next::Run {
         if let Err(reason) = run_until_kicked(&mut parts) {
@@ -94,28 +101,40 @@ fn run(mut parts: VcpuParts, control: &VcpuControl) -> Option<VcpuAssist> {
         }
         kick.clear();
     }
-    parts.assist
+    parts.assist.map(|assist| assist.counts().clone())
 }
 
 /// Runs the guest until a kick. Whatever KVM_RUN was asked to complete is complete then, so state may be read.
 fn run_until_kicked(parts: &mut VcpuParts) -> Result<(), StopReason> {
     loop {
         if let Some(assist) = &mut parts.assist {
-            assist.before_run(&mut parts.vcpu)?;
+            assist
+                .before_run(&mut parts.vcpu)
+                .map_err(|error| fault(&error))?;
         }
         match exits::enter(&mut parts.vcpu, &parts.mmio) {
             Outcome::Handled => {}
             Outcome::Port => exits::port_access(&mut parts.vcpu, &parts.ports),
             Outcome::Interrupted => return Ok(()),
             Outcome::Debug => match &mut parts.assist {
-                Some(assist) => assist.on_debug(&mut parts.vcpu)?,
-                None => return Err(StopReason::Fault("KVM reported a debug stop nobody asked for".to_owned())),
+                Some(assist) => assist.on_debug(&mut parts.vcpu).map_err(|error| fault(&error))?,
+                None => {
+                    return Err(StopReason::Fault(
+                        "KVM reported a debug stop nobody asked for".to_owned(),
+                    ));
+                }
             },
             Outcome::Unemulated => match &mut parts.assist {
-                Some(assist) => assist.on_unemulated(&mut parts.vcpu)?,
+                Some(assist) => assist
+                    .on_unemulated(&mut parts.vcpu)
+                    .map_err(|error| fault(&error))?,
                 None => return Err(StopReason::Fault(exits::internal_error(&mut parts.vcpu))),
             },
             Outcome::Stop(reason) => return Err(reason),
         }
     }
+}
+
+fn fault(error: &AssistError) -> StopReason {
+    StopReason::Fault(error.to_string())
 }

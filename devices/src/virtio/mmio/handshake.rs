@@ -78,7 +78,7 @@ impl MmioTransport {
         }
     }
 
-    fn reset(&self, registers: &mut Registers) {
+    pub(super) fn reset(&self, registers: &mut Registers) {
         if registers.live && !registers.paused {
             // Their states are forgotten with everything else.
             self.device.stop();

@@ -151,6 +151,12 @@ impl MmioTransport {
         self.shared.raise_again();
     }
 
+    /// Stops everything for good and takes the ioeventfds back, which KVM does faster than closing a VM that has them.
+    pub fn shut_down(&self) {
+        let mut registers = self.lock();
+        self.reset(&mut registers);
+    }
+
     /// What the driver sees.
     pub fn status(&self) -> u32 {
         self.shared.status()

@@ -1,0 +1,219 @@
+//! Input for a serial line: read when the line has room, never before, so that whoever sends too fast waits.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::escape::{Escape, Request};
+use super::frames;
+use super::output::Client;
+
+/// Where input comes from.
+pub(crate) enum Source {
+    /// Nowhere.
+    None,
+    /// Standard input.
+    Stdin(OwnedFd),
+    /// The controlling end of a pseudo-terminal.
+    Pty {
+        controller: OwnedFd,
+        /// Kept open.
+        _line: OwnedFd,
+    },
+    /// One client at a time.
+    Socket {
+        listener: UnixListener,
+        client: Client,
+        connected: Option<Arc<OwnedFd>>,
+    },
+}
+
+/// A source, and what was read from it and has not gone to the line yet.
+pub(crate) struct Input {
+    source: Source,
+    /// Keys for Berth, where the source is a terminal in raw mode.
+    escape: Option<Escape>,
+    framed: bool,
+    pending: Vec<u8>,
+}
+
+/// As much as is read at once.
+const CHUNK: usize = 4096;
+
+impl Input {
+    pub(super) fn new(source: Source, framed: bool) -> Self {
+        let mut input = Self {
+            source,
+            escape: None,
+            framed,
+            pending: Vec::new(),
+        };
+        if matches!(input.source, Source::None) {
+            input.end();
+        }
+        input
+    }
+
+    /// Looks for keys that are for Berth from now on.
+    pub(crate) fn watch_keys(&mut self) {
+        self.escape = Some(Escape::default());
+    }
+
+    /// Whether something waits for room on the line.
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// What to wait for, unless something waits for room or the source has ended.
+    pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
+        if self.has_pending() {
+            return None;
+        }
+        match &self.source {
+            Source::None => None,
+            Source::Stdin(fd) | Source::Pty { controller: fd, .. } => Some(fd.as_fd()),
+            Source::Socket {
+                connected: Some(fd), ..
+            } => Some(fd.as_fd()),
+            Source::Socket { listener, .. } => Some(listener.as_fd()),
+        }
+    }
+
+    /// Reads what the source has. Call it when the source is ready.
+    pub(crate) fn read(&mut self) -> Option<Request> {
+        if let Source::Socket {
+            listener,
+            client,
+            connected: connected @ None,
+        } = &mut self.source
+        {
+            // A client that left before it was accepted is none.
+            if let Ok((stream, _)) = listener.accept() {
+                let fd = Arc::new(OwnedFd::from(stream));
+                client.set(Some(fd.clone()));
+                *connected = Some(fd);
+            }
+            return None;
+        }
+        let mut chunk = [0; CHUNK];
+        let fd = self.source()?;
+        let count = match rustix::io::read(fd, &mut chunk) {
+            Ok(count) => count,
+            Err(Errno::AGAIN | Errno::INTR) => return None,
+            Err(error) => {
+                tracing::debug!("the serial line's input ended: {}", io::Error::from(error));
+                0
+            }
+        };
+        if count == 0 {
+            self.end_of_source();
+            return None;
+        }
+        self.accept(&chunk[..count])
+    }
+
+    fn accept(&mut self, bytes: &[u8]) -> Option<Request> {
+        let mut request = None;
+        let mut typed = Vec::new();
+        let bytes = match &mut self.escape {
+            Some(escape) => {
+                request = escape.filter(bytes, &mut typed);
+                typed.as_slice()
+            }
+            None => bytes,
+        };
+        if self.framed {
+            frames::encode(bytes, &mut self.pending);
+        } else {
+            self.pending.extend_from_slice(bytes);
+        }
+        request
+    }
+
+    fn end_of_source(&mut self) {
+        if let Source::Socket {
+            client, connected, ..
+        } = &mut self.source
+        {
+            client.set(None);
+            *connected = None;
+        } else {
+            self.source = Source::None;
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if self.framed {
+            frames::end(&mut self.pending);
+        }
+    }
+
+    /// Gives the line as much as it takes: `take` returns how many bytes it took.
+    pub(crate) fn deliver(&mut self, take: impl Fn(&[u8]) -> usize) {
+        let taken = take(&self.pending);
+        self.pending.drain(..taken.min(self.pending.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn piped(framed: bool) -> (Input, io::PipeWriter) {
+        let (reader, writer) = io::pipe().unwrap();
+        (Input::new(Source::Stdin(reader.into()), framed), writer)
+    }
+
+    fn taken(input: &mut Input) -> Vec<u8> {
+        let taken = std::cell::RefCell::new(Vec::new());
+        input.deliver(|bytes| {
+            taken.borrow_mut().extend_from_slice(bytes);
+            bytes.len()
+        });
+        taken.into_inner()
+    }
+
+    #[test]
+    fn the_source_waits_until_the_line_has_taken_what_was_read() {
+        let (mut input, mut writer) = piped(false);
+        writer.write_all(b"hello").unwrap();
+        assert!(input.source().is_some());
+        input.read();
+        assert!(input.source().is_none());
+        input.deliver(|_| 2);
+        assert!(input.source().is_none());
+        assert_eq!(taken(&mut input), b"llo");
+        assert!(input.source().is_some());
+    }
+
+    #[test]
+    fn a_command_is_told_where_its_input_ends() {
+        let (mut input, mut writer) = piped(true);
+        writer.write_all(b"ab").unwrap();
+        input.read();
+        assert_eq!(taken(&mut input), [2, b'a', b'b']);
+        drop(writer);
+        input.read();
+        assert_eq!(taken(&mut input), [0]);
+        assert!(input.source().is_none());
+        assert_eq!(
+            taken(&mut Input::new(Source::None, true)),
+            [0],
+            "no source is an input that has ended"
+        );
+    }
+
+    #[test]
+    fn keys_for_berth_do_not_reach_the_guest() {
+        let (mut input, mut writer) = piped(false);
+        input.watch_keys();
+        writer.write_all(b"a\x01hb\x01x").unwrap();
+        assert_eq!(input.read(), Some(Request::Quit));
+        assert_eq!(taken(&mut input), b"ab");
+    }
+}

@@ -1,0 +1,157 @@
+//! Where a serial port's output goes.
+//!
+//! A byte is written when the guest writes it: no buffer, so nothing is lost when the VM ends, and no thread. A reader that
+//! is slow holds the guest up, as a real line would; a VM that is ending is not held up.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::stop::StopCell;
+
+/// How long to wait for a reader before looking whether the VM ends: a kick that comes just before the wait is not seen.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+
+/// A descriptor that takes output: standard output, a file, a pipe.
+pub(crate) struct Stream {
+    fd: OwnedFd,
+    stop: Arc<StopCell>,
+}
+
+impl Stream {
+    pub(crate) fn new(fd: OwnedFd, stop: Arc<StopCell>) -> Self {
+        Self { fd, stop }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write_when_ready(&self.fd, bytes, &self.stop)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As much as a pipe that is ready takes without waiting (PIPE_BUF).
+const ATOMIC: usize = 4096;
+
+/// Writes what `fd` takes without making a VM that ends wait for it: then it is as if all were written.
+fn write_when_ready(fd: impl AsFd, bytes: &[u8], stop: &StopCell) -> io::Result<usize> {
+    loop {
+        let mut poll_fd = [PollFd::new(&fd, PollFlags::OUT)];
+        match poll(&mut poll_fd, Some(&LOOK)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => match rustix::io::write(&fd, &bytes[..bytes.len().min(ATOMIC)]) {
+                Ok(count) => return Ok(count),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Err(error) => return Err(error.into()),
+        }
+        if stop.reason().is_some() {
+            return Ok(bytes.len());
+        }
+    }
+}
+
+/// The one client of a line that may have none. What the guest writes while nobody listens is dropped.
+#[derive(Clone)]
+pub(crate) struct Client {
+    fd: Arc<Mutex<Option<Arc<OwnedFd>>>>,
+    stop: Arc<StopCell>,
+}
+
+impl Client {
+    pub(crate) fn new(stop: Arc<StopCell>) -> Self {
+        Self {
+            fd: Arc::default(),
+            stop,
+        }
+    }
+
+    /// From now on output goes to `fd`, or nowhere.
+    pub(crate) fn set(&self, fd: Option<Arc<OwnedFd>>) {
+        *self.fd.lock().unwrap_or_else(PoisonError::into_inner) = fd;
+    }
+}
+
+impl Write for Client {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(fd) = fd else { return Ok(bytes.len()) };
+        if let Ok(count) = write_when_ready(&*fd, bytes, &self.stop) {
+            return Ok(count);
+        }
+        // The client is gone; the control thread sees it too and waits for the next.
+        self.set(None);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The controlling end of a pseudo-terminal. What does not fit while nobody reads is dropped.
+pub(crate) struct Pty(pub(crate) OwnedFd);
+
+impl Write for Pty {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match rustix::io::write(&self.0, bytes) {
+            Ok(count) => Ok(count),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(bytes.len()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stop::StopReason;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    fn stop() -> Arc<StopCell> {
+        Arc::new(StopCell::new().unwrap())
+    }
+
+    #[test]
+    fn a_full_pipe_does_not_hold_up_a_vm_that_ends() {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let stop = stop();
+        let mut stream = Stream::new(writer.into(), stop.clone());
+        stop.stop(StopReason::Shutdown);
+        // More than any pipe holds.
+        stream.write_all(&vec![b'x'; 4 << 20]).unwrap();
+    }
+
+    #[test]
+    fn a_client_that_left_is_forgotten_and_the_next_is_served() {
+        let mut client = Client::new(stop());
+        client.write_all(b"nobody hears this").unwrap();
+        let (gone, end) = UnixStream::pair().unwrap();
+        client.set(Some(Arc::new(end.into())));
+        drop(gone);
+        client.write_all(b"nor this").unwrap();
+        let (mut here, end) = UnixStream::pair().unwrap();
+        client.set(Some(Arc::new(end.into())));
+        client.write_all(b"but this").unwrap();
+        client.set(None);
+        let mut heard = String::new();
+        here.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "but this");
+    }
+}

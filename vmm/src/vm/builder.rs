@@ -1,0 +1,310 @@
+//! From a spec to a VM that can be started. Files and devices are opened first: most of what can be wrong is wrong there.
+//!
+//! The order of the KVM calls matters: memory slots before the interrupt controller, which makes every later slot wait.
+
+use std::sync::Arc;
+
+use berth_arch::probe;
+use berth_arch::x86_64::acpi::{self, AcpiDevice, Machine};
+use berth_arch::x86_64::assist::VcpuAssist;
+use berth_arch::x86_64::boot_regs::{self, Entry};
+use berth_arch::x86_64::cpuid::{self, GuestCpu};
+use berth_arch::x86_64::kind::{self, HostKind};
+use berth_arch::x86_64::{layout, mptable};
+use berth_boot::{BootEntry, BootRequest, CommandLine, EntryPolicy, KernelSource};
+use berth_devices::Memory;
+use berth_devices::bus::Bus;
+use berth_devices::irqchip::IoApic;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::ports::{self, Outputs, Ports};
+use super::virtio;
+use super::{BuildError, Vm};
+use crate::console::Console;
+use crate::console::output::Stream;
+use crate::console::panic::{PanicMessage, PanicWatch};
+use crate::guest::{self, Streams};
+use crate::irq::IrqLines;
+use crate::memory;
+use crate::spec::{self, ValidSpec, VmSpec};
+use crate::stop::{StopCell, StopReason};
+use crate::timing::Timing;
+use crate::vcpu::VcpuParts;
+
+/// A VM that has not started, and the console that leads to it.
+pub(crate) struct Built {
+    pub(crate) vm: Vm,
+    pub(crate) console: Console,
+}
+
+/// Builds what `spec` describes.
+pub(crate) fn build(spec: &ValidSpec, streams: Streams, timing: &mut Timing) -> Result<Built, BuildError> {
+    let spec: &VmSpec = spec;
+    let host = |what| move |cause| BuildError::Host { what, cause };
+    let stop = Arc::new(StopCell::new().map_err(host("an event descriptor"))?);
+    let devices = virtio::devices(spec)?;
+    let framed = spec.kernel.is_none() && streams == Streams::Piped;
+    let mut console = Console::open(&spec.serial, framed, &stop)?;
+    timing.mark("open files");
+
+    let kvm = probe::kvm::open()?;
+    let vm = Arc::new(kvm.create_vm().map_err(refused("KVM_CREATE_VM"))?);
+    timing.mark("create VM");
+    let memory = memory::map(spec.memory.0)?;
+    memory::set_slots(&vm, &memory)?;
+    // Intel CPUs before 2010 run real mode in these pages; others do not care whether they are set.
+    if let Err(error) = vm.set_identity_map_address(layout::KVM_IDENTITY_MAP) {
+        tracing::debug!("KVM_SET_IDENTITY_MAP_ADDR: {error}");
+    }
+    if let Err(error) = vm.set_tss_address(layout::KVM_TSS as usize) {
+        tracing::debug!("KVM_SET_TSS_ADDR: {error}");
+    }
+    timing.mark("guest memory");
+    let lines = IrqLines::new(vm.clone())?;
+    timing.mark("interrupt controller");
+    let (mut vcpus, hint) = create_vcpus(&kvm, &vm, spec.cpus)?;
+    timing.mark("vCPUs");
+    let kind = probe_kind(&mut vcpus[0], &memory, hint)?;
+    let assisted = kind == HostKind::Interpreted && spec.assist;
+    timing.mark("probe the host");
+
+    let count = devices.len();
+    let cmdline = command_line(spec, streams, count, kind);
+    let boot = berth_boot::load(&memory, &boot_request(spec, &kernel_source(spec), &cmdline))?;
+    timing.mark("load the kernel");
+    describe_machine(&memory, spec, count, framed)?;
+    enter_at(&vcpus[0], &memory, boot.entry, spec.memory.0)?;
+    timing.mark("boot tables, registers");
+
+    let panic = PanicMessage::default();
+    let events = ports::machine_events(stop.clone(), panic.clone());
+    let outputs = outputs(&mut console, framed, &panic, &stop)?;
+    let ports = Ports::new(&lines, outputs, &events)?;
+    let mut mmio = Bus::new();
+    mmio.insert(
+        layout::IOAPIC,
+        layout::PAGE_SIZE,
+        Arc::new(IoApic::new(lines.clone())),
+    )?;
+    let virtio = virtio::place(devices, &vm, &memory, &lines, &mut mmio)?;
+    timing.mark("devices");
+
+    let (port_bus, mmio) = (Arc::new(ports.bus), Arc::new(mmio));
+    let parts = |(index, vcpu)| -> Result<VcpuParts, BuildError> {
+        let assist = if assisted {
+            Some(VcpuAssist::new(memory.clone(), &vm)?)
+        } else {
+            None
+        };
+        Ok(VcpuParts {
+            index,
+            vcpu,
+            _memory: memory.clone(),
+            ports: port_bus.clone(),
+            mmio: mmio.clone(),
+            stop: stop.clone(),
+            assist,
+        })
+    };
+    let vcpus = (0..).zip(vcpus).map(parts).collect::<Result<_, _>>()?;
+    let vm = Vm::new(vcpus, virtio, ports.com1, ports.power, stop);
+    Ok(Built { vm, console })
+}
+
+fn refused(ioctl: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
+    move |cause| BuildError::Ioctl { ioctl, cause }
+}
+
+/// Makes the vCPUs and tells each what it is. Also says whether CPUID hints at an interpreted host.
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u32) -> Result<(Vec<VcpuFd>, bool), BuildError> {
+    let supported = cpuid::supported(kvm)?;
+    let interpreted = cpuid::looks_interpreted(supported.as_slice());
+    let tsc_deadline = kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
+    let mut vcpus = Vec::with_capacity(count as usize);
+    for index in 0..count {
+        let vcpu = vm.create_vcpu(index.into()).map_err(refused("KVM_CREATE_VCPU"))?;
+        let tsc_khz = vcpu.get_tsc_khz().ok();
+        let cpu = GuestCpu {
+            index,
+            count,
+            tsc_deadline,
+            tsc_khz,
+            interpreted,
+        };
+        cpuid::set(&vcpu, &cpuid::guest_cpuid(supported.as_slice(), cpu))?;
+        for refused in boot_regs::set_common(&vcpu, true)? {
+            tracing::info!("{refused}; the guest starts without it");
+        }
+        vcpus.push(vcpu);
+    }
+    Ok((vcpus, interpreted))
+}
+
+/// Finds out what runs ring 0, before anything of the guest is in memory.
+fn probe_kind(vcpu: &mut VcpuFd, memory: &Arc<Memory>, hint: bool) -> Result<HostKind, BuildError> {
+    // Any entry will do; PVH's needs no page tables.
+    let entry = Entry::Pvh { rip: 0 };
+    boot_regs::set_entry(vcpu, entry)?;
+    let kind = kind::kind_of_vcpu(vcpu, &**memory, entry)?;
+    if hint != (kind == HostKind::Interpreted) {
+        tracing::warn!(
+            "CPUID hints at another kind of host than this is ({kind:?}); the guest's CPUID may lack features"
+        );
+    }
+    Ok(kind)
+}
+
+fn kernel_source(spec: &VmSpec) -> KernelSource {
+    match &spec.kernel {
+        Some(path) => KernelSource::File(path.clone()),
+        None => KernelSource::Embedded {
+            name: "the shipped kernel",
+            bytes: guest::kernel(),
+        },
+    }
+}
+
+fn boot_request<'a>(spec: &'a VmSpec, kernel: &'a KernelSource, cmdline: &'a CommandLine) -> BootRequest<'a> {
+    BootRequest {
+        kernel,
+        initrd: spec.initrd.as_deref(),
+        cmdline,
+        entry: match spec.entry {
+            spec::Entry::Auto => EntryPolicy::Auto,
+            spec::Entry::Linux64 => EntryPolicy::Linux64,
+            spec::Entry::Pvh => EntryPolicy::Pvh,
+        },
+        rsdp: Some(layout::ACPI_RSDP),
+    }
+}
+
+/// What a kernel that Berth knows nothing of is told: its console, and how to end.
+const FOREIGN_COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1";
+
+/// The kernel's command line: Berth's part, then the user's, then what the shipped init gets.
+fn command_line(spec: &VmSpec, streams: Streams, devices: usize, kind: HostKind) -> CommandLine {
+    let mut line = CommandLine::new();
+    let shipped = spec.kernel.is_none();
+    if let Some(text) = &spec.cmdline_replace {
+        line.push(text.as_str());
+    } else {
+        line.push(if shipped {
+            guest::COMMAND_LINE
+        } else {
+            FOREIGN_COMMAND_LINE
+        });
+        line.push(virtio::command_line(devices));
+        if kind == HostKind::Interpreted && spec.assist {
+            line.push(cpuid::interpreted_command_line());
+        }
+    }
+    line.push(spec.cmdline.as_str());
+    if shipped {
+        line.set_init_arguments(guest::init_words(&spec.command, streams));
+    }
+    line
+}
+
+/// Writes the tables by which a kernel finds processors and devices.
+fn describe_machine(
+    memory: &Arc<Memory>,
+    spec: &VmSpec,
+    virtio: usize,
+    com2: bool,
+) -> Result<(), BuildError> {
+    let mut devices = vec![AcpiDevice::Com1];
+    devices.extend(com2.then_some(AcpiDevice::Com2));
+    devices.extend([AcpiDevice::CmosClock, AcpiDevice::Pvpanic]);
+    devices.extend((0..virtio).map(AcpiDevice::VirtioMmio));
+    acpi::write(
+        &**memory,
+        &Machine {
+            cpus: spec.cpus,
+            devices,
+        },
+    )?;
+    mptable::write(&**memory, spec.cpus)?;
+    Ok(())
+}
+
+fn enter_at(vcpu: &VcpuFd, memory: &Arc<Memory>, entry: BootEntry, size: u64) -> Result<(), BuildError> {
+    let entry = match entry {
+        BootEntry::Linux64 { rip } => Entry::Linux64 { rip },
+        // A PVH entry comes from a 32-bit field.
+        BootEntry::Pvh { rip } => Entry::Pvh { rip: rip as u32 },
+    };
+    boot_regs::write_tables(&**memory, entry, size.div_ceil(1 << 30))?;
+    Ok(boot_regs::set_entry(vcpu, entry)?)
+}
+
+/// The serial ports' outputs: the console, watched for panics; the command's errors on standard error.
+fn outputs(
+    console: &mut Console,
+    framed: bool,
+    panic: &PanicMessage,
+    stop: &Arc<StopCell>,
+) -> Result<Outputs, BuildError> {
+    let output = std::mem::replace(&mut console.output, Box::new(std::io::sink()));
+    let ended = {
+        let (stop, panic) = (stop.clone(), panic.clone());
+        move || stop.stop(StopReason::Panicked(panic.get()))
+    };
+    let com1 = Box::new(PanicWatch::new(output, panic.clone(), ended));
+    let com2 = if framed {
+        let stderr = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned();
+        let stderr = stderr.map_err(|cause| BuildError::Host {
+            what: "standard error",
+            cause,
+        })?;
+        Some(Box::new(Stream::new(stderr, stop.clone())) as Box<dyn std::io::Write + Send>)
+    } else {
+        None
+    };
+    Ok(Outputs { com1, com2 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(spec: &VmSpec, kind: HostKind) -> String {
+        command_line(spec, Streams::Piped, 1, kind).text()
+    }
+
+    #[test]
+    fn interpreted_hosts_and_only_they_tell_linux_what_to_leave() {
+        let spec = VmSpec::default();
+        assert!(text(&spec, HostKind::Interpreted).contains("clearcpuid="));
+        assert!(!text(&spec, HostKind::Native).contains("clearcpuid="));
+        let unassisted = VmSpec {
+            assist: false,
+            ..spec
+        };
+        assert!(!text(&unassisted, HostKind::Interpreted).contains("clearcpuid="));
+    }
+
+    #[test]
+    fn a_replaced_command_line_is_the_users_alone() {
+        let spec = VmSpec {
+            kernel: Some("vmlinux".into()),
+            cmdline: "b".to_owned(),
+            cmdline_replace: Some("a".to_owned()),
+            ..VmSpec::default()
+        };
+        assert_eq!(text(&spec, HostKind::Interpreted), "a b");
+    }
+
+    #[test]
+    fn devices_come_before_the_users_words_and_inits_come_last() {
+        let spec = VmSpec {
+            cmdline: "debug".to_owned(),
+            command: vec!["true".to_owned()],
+            ..VmSpec::default()
+        };
+        let text = text(&spec, HostKind::Native);
+        assert!(
+            text.ends_with("virtio_mmio.device=4K@0xd0000000:5 debug -- piped run=true"),
+            "{text}"
+        );
+    }
+}

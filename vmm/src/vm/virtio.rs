@@ -1,0 +1,141 @@
+//! The machine's virtio devices: made from the spec, placed in windows, given to an I/O thread.
+
+use std::sync::Arc;
+
+use berth_arch::x86_64::layout;
+use berth_devices::Memory;
+use berth_devices::bus::Bus;
+use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk, StaticDisk};
+use berth_devices::virtio::device::VirtioDevice;
+use berth_devices::virtio::mmio::MmioTransport;
+use berth_devices::virtio::rng::Rng;
+use kvm_ioctls::VmFd;
+
+use super::BuildError;
+use super::notifier::QueueNotify;
+use crate::guest;
+use crate::io_thread::IoThread;
+use crate::irq::IrqLines;
+use crate::spec::VmSpec;
+
+/// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, nets, rng.
+pub(crate) fn devices(spec: &VmSpec) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    if spec.kernel.is_none() {
+        let config = BlockConfig {
+            read_only: true,
+            serial: None,
+        };
+        devices.push(Box::new(Block::new(
+            Box::new(StaticDisk::new(guest::root())),
+            config,
+        )));
+    }
+    for (number, disk) in (1..).zip(&spec.disks) {
+        let file = FileDisk::open(&disk.path, disk.read_only);
+        let file = file.map_err(|cause| BuildError::Disk { number, cause })?;
+        let config = BlockConfig {
+            read_only: disk.read_only,
+            serial: disk.serial.as_deref().map(serial_number),
+        };
+        devices.push(Box::new(Block::new(Box::new(file), config)));
+    }
+    if spec.rng {
+        devices.push(Box::new(Rng::new()));
+    }
+    Ok(devices)
+}
+
+/// A disk's serial number as GET_ID returns it. Validation has seen to its length.
+fn serial_number(serial: &str) -> [u8; 20] {
+    let mut bytes = [0; 20];
+    for (to, from) in bytes.iter_mut().zip(serial.bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
+/// Devices in place: transports on the bus, devices on their thread.
+pub(crate) struct Virtio {
+    pub(crate) transports: Vec<Arc<MmioTransport>>,
+    /// None if there are no devices.
+    pub(crate) thread: Option<IoThread>,
+}
+
+/// Places `devices` in windows from 0 on.
+pub(crate) fn place(
+    devices: Vec<Box<dyn VirtioDevice>>,
+    vm: &Arc<VmFd>,
+    memory: &Arc<Memory>,
+    lines: &IrqLines,
+    bus: &mut Bus,
+) -> Result<Virtio, BuildError> {
+    if devices.is_empty() {
+        return Ok(Virtio {
+            transports: Vec::new(),
+            thread: None,
+        });
+    }
+    let traits: Vec<_> = devices.iter().map(|device| device.traits()).collect();
+    let (thread, handles) = IoThread::spawn("io0", devices).map_err(|cause| BuildError::Host {
+        what: "an I/O thread",
+        cause,
+    })?;
+    let mut transports = Vec::new();
+    for (index, (traits, handle)) in traits.into_iter().zip(handles).enumerate() {
+        let window = window(index);
+        let notifier = Arc::new(QueueNotify::new(vm.clone(), window));
+        let line = lines.line(layout::virtio_gsi(index))?;
+        let transport =
+            MmioTransport::new(traits, memory.clone(), handle, notifier, line).map_err(|cause| {
+                BuildError::Host {
+                    what: "an event descriptor",
+                    cause,
+                }
+            })?;
+        let transport = Arc::new(transport);
+        bus.insert(window, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
+        transports.push(transport);
+    }
+    Ok(Virtio {
+        transports,
+        thread: Some(thread),
+    })
+}
+
+/// Address of window `index`. Validation has seen to the number of devices.
+fn window(index: usize) -> u64 {
+    layout::VIRTIO_MMIO + index as u64 * layout::VIRTIO_MMIO_SIZE
+}
+
+/// How a kernel without ACPI is told of `count` devices (`drivers/virtio/virtio_mmio.c`).
+pub(crate) fn command_line(count: usize) -> String {
+    let words: Vec<_> = (0..count)
+        .map(|index| {
+            format!(
+                "virtio_mmio.device=4K@{:#x}:{}",
+                window(index),
+                layout::virtio_gsi(index)
+            )
+        })
+        .collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_device_is_named_on_the_command_line_with_window_and_line() {
+        assert_eq!(
+            command_line(2),
+            "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
+        );
+    }
+
+    #[test]
+    fn serial_numbers_are_padded_with_zeros() {
+        assert_eq!(&serial_number("ab")[..3], b"ab\0");
+    }
+}

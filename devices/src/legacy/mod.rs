@@ -1,51 +1,108 @@
-//! The devices of a PC that guests expect at fixed ports: serial, keyboard controller, clock, and ways to end.
+//! The devices of a PC that a kernel finds at fixed ports, and a few of a virtual machine's own.
 //!
-//! Offsets are relative to a device's first port. A byte-wide register takes the access that begins at it; the further bytes of a
-//! wider one go to the registers behind.
+//! | ports | device |
+//! |---|---|
+//! | 0x3f8, 0x2f8 (8 each) | [`SerialPort`]: 16550, interrupts both ways |
+//! | 0x40 (4), 0x61 | [`Pit`]: counters that run, without an interrupt, and the gate of the third |
+//! | 0x60, 0x64 | [`I8042`]: keyboard controller without a keyboard; resets the machine |
+//! | 0x70 (2) | [`Cmos`]: clock with the host's time |
+//! | 0x80 | [`DelayPort`]: takes the writes that kernels make to wait a microsecond |
+//! | 0xf4 | [`ExitPort`]: ends the VM with a status |
+//! | 0x505 | [`Pvpanic`]: a guest kernel says that it crashed |
+//! | 0x600 (5) | [`AcpiPm`]: power off, reset, power button |
+//!
+//! All of them are byte wide. As on an ISA bus, a wider access is one access per byte, to consecutive ports; bytes past a
+//! device's range are left as the bus gave them. Where the ranges lie is the caller's affair: offsets count from their first
+//! port. A device whose ports do not lie together is placed in pieces, see [`At`].
+
+#![forbid(unsafe_code)]
 
 mod acpi_pm;
 mod cmos;
-mod endings;
+mod delay;
+mod exit;
 mod i8042;
 mod pit;
+mod pvpanic;
 mod serial;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use acpi_pm::AcpiPm;
-pub use cmos::Cmos;
-pub use endings::{ExitPort, Pvpanic};
-pub use i8042::I8042;
-pub use pit::PitStub;
-pub use serial::SerialPort;
+pub use acpi_pm::{AcpiPm, AcpiPmState};
+pub use cmos::{Clock, Cmos, CmosState, DateTime};
+pub use delay::DelayPort;
+pub use exit::ExitPort;
+pub use i8042::{I8042, I8042State};
+pub use pit::{CounterState, Pit, PitState};
+pub use pvpanic::Pvpanic;
+pub use serial::{SerialPort, SerialPortState};
 
-/// What a guest says of the whole machine.
+use crate::bus::BusDevice;
+
+/// What a guest does to the machine as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MachineEvent {
-    /// It powers off.
+    /// It powered itself off.
     Shutdown,
-    /// It resets.
+    /// It asked for a reset.
     Reset,
-    /// It ends with this status (exit port).
+    /// It wrote this status to the exit port.
     Exit(u8),
-    /// Its kernel panicked (pvpanic).
+    /// Its kernel panicked.
     Panicked,
-    /// Its kernel crashed and a crash kernel takes over (pvpanic).
+    /// Its kernel crashed and has loaded another one that looks into it.
     CrashLoaded,
 }
 
-/// Who hears it, on the vCPU thread that wrote the register. Must not wait for that vCPU.
+/// Whom the devices tell of it. Called on the vCPU's thread, with no lock of the device held.
 pub type MachineEvents = Arc<dyn Fn(MachineEvent) + Send + Sync>;
 
-#[cfg(test)]
-pub(crate) mod test_events {
-    use super::{MachineEvent, MachineEvents};
-    use std::sync::{Arc, Mutex};
+/// A device seen from `offset` bytes into its range: for those whose ports have others between them.
+///
+/// The keyboard controller has its data at port 0x60 and its commands at 0x64: `bus.insert(0x60, 1, i8042.clone())` and
+/// `bus.insert(0x64, 1, Arc::new(At::new(i8042, 4)))`.
+pub struct At {
+    device: Arc<dyn BusDevice>,
+    offset: u64,
+}
 
-    /// Events that keeps what it heard.
-    pub(crate) fn log() -> (MachineEvents, Arc<Mutex<Vec<MachineEvent>>>) {
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let events = log.clone();
-        (Arc::new(move |event| events.lock().unwrap().push(event)), log)
+impl At {
+    /// `device` from `offset` on.
+    pub fn new(device: Arc<dyn BusDevice>, offset: u64) -> Self {
+        Self { device, offset }
     }
 }
+
+impl BusDevice for At {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.device.read(offset.saturating_add(self.offset), data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.device.write(offset.saturating_add(self.offset), data);
+    }
+}
+
+/// Reads one register per byte. `None` leaves the byte as it is: no such register.
+fn read_bytes(offset: u64, data: &mut [u8], mut register: impl FnMut(u64) -> Option<u8>) {
+    for (at, byte) in (0..).zip(data) {
+        if let Some(value) = register(offset.saturating_add(at)) {
+            *byte = value;
+        }
+    }
+}
+
+/// Writes one register per byte.
+fn write_bytes(offset: u64, data: &[u8], mut register: impl FnMut(u64, u8)) {
+    for (at, byte) in (0..).zip(data) {
+        register(offset.saturating_add(at), *byte);
+    }
+}
+
+/// Registers are plain numbers: after a panic elsewhere they are as good as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

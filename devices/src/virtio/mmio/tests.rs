@@ -211,6 +211,9 @@ fn queues_are_set_up_between_features_and_driver_ok_only() {
     let mut ring = machine.set_up_queue(0);
     // Ready: the set-up is settled.
     machine.write(0x80, 0x9000);
+    machine.write(0x38, 4);
+    let setup = machine.transport.save().unwrap().queues[0].0;
+    assert_eq!((setup.desc, setup.size), (ring.desc, 8));
     machine.add_status(DRIVER_OK);
     ring.add(&[Part::Write(BUFFERS, 1)]);
     machine.notify(0);

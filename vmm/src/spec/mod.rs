@@ -1,23 +1,33 @@
 //! The one description of a VM: flags, TOML, JSON and REST bodies fill this type and nothing else does.
 //!
-//! Every field has a default, so an empty description is the guest that ships with Berth.
+//! Every field has a default, so an empty description is the guest that ships with Berth. What a file or a flag filled is
+//! only text in the right places; [`validate`] says whether it makes sense, and only a [`ValidSpec`] can be run.
+#![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod file;
+mod options;
+mod serial;
 mod size;
+mod validate;
 
-pub use size::ByteSize;
+pub use file::{FileError, Format, ParseError, parse, read};
+pub use options::OptionError;
+pub use size::{ByteSize, SizeError};
+pub use validate::{Fault, Limits, MEMORY_MIN, ValidSpec, validate};
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct VmSpec {
     /// How many virtual CPUs, 1 to 254.
+    #[schemars(range(min = 1, max = 254))]
     pub cpus: u32,
-    /// Guest memory: bytes, or a number with K, M, G or T (powers of 1024).
+    /// Guest memory, at least 2M and a multiple of 4K.
     pub memory: ByteSize,
     /// The kernel: ELF (vmlinux), bzImage, or either compressed. Without it the guest that ships with Berth boots.
     pub kernel: Option<PathBuf>,
@@ -25,7 +35,7 @@ pub struct VmSpec {
     pub entry: Entry,
     /// An initial RAM disk, given to the guest as it is.
     pub initrd: Option<PathBuf>,
-    /// Appended to the kernel command line that Berth makes.
+    /// Appended to the kernel command line that Berth makes, printable ASCII.
     pub cmdline: String,
     /// The whole kernel command line, instead of what Berth makes; `cmdline` is still appended.
     pub cmdline_replace: Option<String>,
@@ -39,9 +49,9 @@ pub struct VmSpec {
     pub rng: bool,
     /// Where the first serial port leads.
     pub serial: SerialSpec,
-    /// Seconds after which a guest that still runs is ended as hung; 0 or nothing = never.
+    /// Seconds after which a guest that still runs is ended as hung; 0 or nothing means never.
     pub timeout: Option<u64>,
-    /// Whether to complete what an interpreting KVM cannot run, where the host needs it, and to tell Linux about it.
+    /// Whether to complete what this host's KVM cannot run itself, where it interprets guest kernels, and to tell Linux so.
     pub assist: bool,
 }
 
@@ -62,6 +72,30 @@ impl Default for VmSpec {
             serial: SerialSpec::Stdio,
             timeout: None,
             assist: true,
+        }
+    }
+}
+
+impl VmSpec {
+    /// Every path in it, for a file's paths to be taken from where the file lies.
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let serial = match &mut self.serial {
+            SerialSpec::File(path) | SerialSpec::Socket(path) => Some(path),
+            SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => None,
+        };
+        let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
+        self.kernel
+            .iter_mut()
+            .chain(&mut self.initrd)
+            .chain(disks)
+            .chain(serial)
+    }
+
+    /// Takes relative paths from `folder`. An empty path stays empty, for [`validate`] to refuse.
+    pub fn take_paths_from(&mut self, folder: &Path) {
+        for path in self.paths_mut().filter(|path| !path.as_os_str().is_empty()) {
+            // Joined to an absolute path, that path is the result.
+            *path = folder.join(&*path);
         }
     }
 }
@@ -88,7 +122,8 @@ pub struct DiskSpec {
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
-    /// What the guest reads as the disk's serial number, at most 20 bytes of ASCII.
+    /// What the guest reads as the disk's serial number, at most 20 characters of ASCII.
+    #[schemars(length(max = 20))]
     #[serde(default)]
     pub serial: Option<String>,
 }
@@ -98,14 +133,30 @@ pub struct DiskSpec {
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
     /// Name of the host's tap interface, which must exist.
+    #[schemars(length(min = 1, max = 15))]
     pub tap: String,
     /// The guest's hardware address, as `02:00:00:00:00:01`; without it Berth makes one.
     #[serde(default)]
     pub mac: Option<String>,
 }
 
+impl NetSpec {
+    /// The guest's hardware address, if one is given and it can be read.
+    pub fn mac_address(&self) -> Option<[u8; 6]> {
+        let mut bytes = self.mac.as_deref()?.split(':');
+        let mut address = [0; 6];
+        for byte in &mut address {
+            let digits = bytes
+                .next()
+                .filter(|digits| digits.len() == 2 && !digits.starts_with('+'))?;
+            *byte = u8::from_str_radix(digits, 16).ok()?;
+        }
+        bytes.next().is_none().then_some(address)
+    }
+}
+
 /// Where a serial port leads.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SerialSpec {
     /// Standard input and output; a terminal is made raw.
@@ -121,21 +172,5 @@ pub enum SerialSpec {
     Socket(PathBuf),
 }
 
-impl NetSpec {
-    /// The guest's hardware address, if one is given and it can be read.
-    pub fn mac_address(&self) -> Option<[u8; 6]> {
-        None
-    }
-}
-
-/// A description with which nothing is wrong.
-#[derive(Debug)]
-pub struct ValidSpec(VmSpec);
-
-impl std::ops::Deref for ValidSpec {
-    type Target = VmSpec;
-
-    fn deref(&self) -> &VmSpec {
-        &self.0
-    }
-}
+#[cfg(test)]
+mod tests;

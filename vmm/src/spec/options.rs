@@ -1,0 +1,299 @@
+//! The short forms of flags: `PATH,ro,serial=NAME`, `tap=NAME,mac=…`, `file=PATH`.
+//!
+//! A comma separates options; two in a row are one comma of the text itself, so that any path can be written.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use super::{DiskSpec, NetSpec, SerialSpec};
+
+/// Why a flag's short form cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// The part that must be there is not.
+    #[error("{text:?} names no {what}; write it as {form}")]
+    Missing {
+        /// The whole text.
+        text: String,
+        /// What is missing.
+        what: &'static str,
+        /// How it should look.
+        form: &'static str,
+    },
+    /// An option nobody knows.
+    #[error(
+        "unknown option {option:?}; it takes {form}, and a comma that is part of a name is written twice"
+    )]
+    Unknown {
+        /// The option.
+        option: String,
+        /// How it should look.
+        form: &'static str,
+    },
+    /// An option given twice.
+    #[error("the option {0} is given twice; give it once")]
+    Twice(&'static str),
+    /// A value that must be text is not.
+    #[error("the option {0} is not valid UTF-8; write it in ASCII")]
+    NotText(&'static str),
+    /// Not one of the places a serial port can lead to.
+    #[error("{0:?} is no place for a serial port; use {SERIAL_FORM}")]
+    Serial(String),
+}
+
+const DISK_FORM: &str = "PATH[,ro][,serial=NAME]";
+const NET_FORM: &str = "tap=NAME[,mac=ADDRESS]";
+const SERIAL_FORM: &str = "stdio, null, pty, file=PATH or socket=PATH";
+
+impl DiskSpec {
+    /// Reads `PATH[,ro][,serial=NAME]`.
+    pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
+        let mut parts = split(text).into_iter();
+        let path = PathBuf::from(parts.next().unwrap_or_default());
+        if path.as_os_str().is_empty() {
+            return Err(OptionError::Missing {
+                text: lossy(text),
+                what: "file",
+                form: DISK_FORM,
+            });
+        }
+        let (mut read_only, mut serial) = (false, None);
+        for part in parts {
+            match key_value(&part) {
+                (b"ro", None) if read_only => return Err(OptionError::Twice("ro")),
+                (b"ro", None) => read_only = true,
+                (b"serial", Some(value)) => set(&mut serial, value, "serial")?,
+                _ => {
+                    return Err(OptionError::Unknown {
+                        option: lossy(&part),
+                        form: DISK_FORM,
+                    });
+                }
+            }
+        }
+        Ok(Self {
+            path,
+            read_only,
+            serial,
+        })
+    }
+}
+
+impl NetSpec {
+    /// Reads `tap=NAME[,mac=ADDRESS]`.
+    pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
+        let (mut tap, mut mac) = (None, None);
+        for part in split(text) {
+            match key_value(&part) {
+                (b"tap", Some(value)) => set(&mut tap, value, "tap")?,
+                (b"mac", Some(value)) => set(&mut mac, value, "mac")?,
+                (b"", None) => {}
+                _ => {
+                    return Err(OptionError::Unknown {
+                        option: lossy(&part),
+                        form: NET_FORM,
+                    });
+                }
+            }
+        }
+        let missing = || OptionError::Missing {
+            text: lossy(text),
+            what: "tap",
+            form: NET_FORM,
+        };
+        Ok(Self {
+            tap: tap.ok_or_else(missing)?,
+            mac,
+        })
+    }
+}
+
+impl SerialSpec {
+    /// Reads `stdio`, `null`, `pty`, `file=PATH` or `socket=PATH`. A path is taken as it is, commas included.
+    pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
+        let path = |value: &[u8]| PathBuf::from(OsStr::from_bytes(value));
+        match key_value(text) {
+            (b"stdio", None) => Ok(Self::Stdio),
+            (b"null", None) => Ok(Self::Null),
+            (b"pty", None) => Ok(Self::Pty),
+            (b"file", Some(value)) => Ok(Self::File(path(value))),
+            (b"socket", Some(value)) => Ok(Self::Socket(path(value))),
+            _ => Err(OptionError::Serial(lossy(text))),
+        }
+    }
+}
+
+fn lossy(text: &OsStr) -> String {
+    text.to_string_lossy().into_owned()
+}
+
+/// `text` cut at single commas; double ones become one.
+fn split(text: &OsStr) -> Vec<OsString> {
+    let mut parts = Vec::new();
+    let mut part = Vec::new();
+    let mut bytes = text.as_bytes().iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        if byte != b',' {
+            part.push(byte);
+        } else if bytes.next_if_eq(&b',').is_some() {
+            part.push(b',');
+        } else {
+            parts.push(OsString::from_vec(std::mem::take(&mut part)));
+        }
+    }
+    parts.push(OsString::from_vec(part));
+    parts
+}
+
+/// `key=value` at the first `=`, or a key alone.
+fn key_value(part: &OsStr) -> (&[u8], Option<&[u8]>) {
+    let bytes = part.as_bytes();
+    match bytes.iter().position(|&byte| byte == b'=') {
+        Some(at) => (&bytes[..at], Some(&bytes[at + 1..])),
+        None => (bytes, None),
+    }
+}
+
+fn set(slot: &mut Option<String>, value: &[u8], key: &'static str) -> Result<(), OptionError> {
+    let value = String::from_utf8(value.to_vec()).map_err(|_| OptionError::NotText(key))?;
+    match slot.replace(value) {
+        Some(_) => Err(OptionError::Twice(key)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn disk(path: &str, read_only: bool, serial: Option<&str>) -> DiskSpec {
+        DiskSpec {
+            path: path.into(),
+            read_only,
+            serial: serial.map(str::to_owned),
+        }
+    }
+
+    fn net(tap: &str, mac: Option<&str>) -> NetSpec {
+        NetSpec {
+            tap: tap.to_owned(),
+            mac: mac.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn disks_with_their_options_in_any_order() {
+        for (text, expected) in [
+            ("a.img", disk("a.img", false, None)),
+            ("a.img,ro", disk("a.img", true, None)),
+            ("a.img,serial=x,ro", disk("a.img", true, Some("x"))),
+            ("a,,b.img,serial=1,,2=3", disk("a,b.img", false, Some("1,2=3"))),
+            ("a,,,ro", disk("a,", true, None)),
+            ("key=value", disk("key=value", false, None)),
+        ] {
+            assert_eq!(DiskSpec::from_option(text.as_ref()), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn taps_with_an_address() {
+        assert_eq!(NetSpec::from_option("tap=tap0".as_ref()), Ok(net("tap0", None)));
+        let text = "mac=02:00:00:00:00:01,tap=tap0";
+        assert_eq!(
+            NetSpec::from_option(text.as_ref()),
+            Ok(net("tap0", Some("02:00:00:00:00:01")))
+        );
+    }
+
+    #[test]
+    fn places_for_the_serial_port() {
+        for (text, expected) in [
+            ("stdio", SerialSpec::Stdio),
+            ("null", SerialSpec::Null),
+            ("pty", SerialSpec::Pty),
+            ("file=a,b=c", SerialSpec::File("a,b=c".into())),
+            ("socket=/run/s", SerialSpec::Socket("/run/s".into())),
+        ] {
+            assert_eq!(SerialSpec::from_option(text.as_ref()), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_sentence() {
+        let disk = |text: &str| DiskSpec::from_option(text.as_ref()).unwrap_err().to_string();
+        let net = |text: &str| NetSpec::from_option(text.as_ref()).unwrap_err().to_string();
+        let serial = |text: &str| SerialSpec::from_option(text.as_ref()).unwrap_err().to_string();
+        for (sentence, expected) in [
+            (
+                disk(""),
+                "\"\" names no file; write it as PATH[,ro][,serial=NAME]",
+            ),
+            (
+                disk(",ro"),
+                "\",ro\" names no file; write it as PATH[,ro][,serial=NAME]",
+            ),
+            (
+                disk("a,rw"),
+                "unknown option \"rw\"; it takes PATH[,ro][,serial=NAME], and a comma that is part of a name is written twice",
+            ),
+            (
+                disk("a,ro=1"),
+                "unknown option \"ro=1\"; it takes PATH[,ro][,serial=NAME], and a comma that is part of a name is written twice",
+            ),
+            (disk("a,ro,ro"), "the option ro is given twice; give it once"),
+            (
+                disk("a,serial=1,serial=2"),
+                "the option serial is given twice; give it once",
+            ),
+            (net(""), "\"\" names no tap; write it as tap=NAME[,mac=ADDRESS]"),
+            (
+                net("mac=x"),
+                "\"mac=x\" names no tap; write it as tap=NAME[,mac=ADDRESS]",
+            ),
+            (
+                net("tap0"),
+                "unknown option \"tap0\"; it takes tap=NAME[,mac=ADDRESS], and a comma that is part of a name is written twice",
+            ),
+            (
+                serial("stdout"),
+                "\"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
+            ),
+            (
+                serial("file"),
+                "\"file\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
+            ),
+        ] {
+            assert_eq!(sentence, expected);
+        }
+    }
+
+    #[test]
+    fn a_path_may_be_any_bytes_and_a_serial_number_may_not() {
+        let bytes = OsStr::from_bytes(b"\xff.img,ro");
+        assert_eq!(
+            DiskSpec::from_option(bytes).unwrap().path.as_os_str().as_bytes(),
+            b"\xff.img"
+        );
+        let bytes = OsStr::from_bytes(b"a,serial=\xff");
+        assert_eq!(DiskSpec::from_option(bytes), Err(OptionError::NotText("serial")));
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_can_be_written_with_its_commas_doubled(path in "[^\0]+", ro: bool, serial in "[ -~]{0,20}") {
+            let double = |text: &str| text.replace(',', ",,");
+            let ro_text = if ro { ",ro" } else { "" };
+            let text = format!("{}{ro_text},serial={}", double(&path), double(&serial));
+            prop_assert_eq!(DiskSpec::from_option(text.as_ref()), Ok(disk(&path, ro, Some(&serial))));
+        }
+
+        #[test]
+        fn no_bytes_make_a_parser_panic(bytes: Vec<u8>) {
+            let text = OsStr::from_bytes(&bytes);
+            let _ = (DiskSpec::from_option(text), NetSpec::from_option(text), SerialSpec::from_option(text));
+        }
+    }
+}

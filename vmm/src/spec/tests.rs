@@ -1,0 +1,123 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn disk() -> impl Strategy<Value = DiskSpec> {
+    (".{1,20}", any::<bool>(), proptest::option::of("[ -~]{0,20}")).prop_map(|(path, read_only, serial)| {
+        DiskSpec {
+            path: path.into(),
+            read_only,
+            serial,
+        }
+    })
+}
+
+fn net() -> impl Strategy<Value = NetSpec> {
+    ("[a-z0-9]{1,15}", proptest::option::of("02(:[0-9a-f]{2}){5}"))
+        .prop_map(|(tap, mac)| NetSpec { tap, mac })
+}
+
+fn serial() -> impl Strategy<Value = SerialSpec> {
+    prop_oneof![
+        Just(SerialSpec::Stdio),
+        Just(SerialSpec::Null),
+        Just(SerialSpec::Pty),
+        ".{0,20}".prop_map(|path| SerialSpec::File(path.into())),
+        ".{0,20}".prop_map(|path| SerialSpec::Socket(path.into())),
+    ]
+}
+
+prop_compose! {
+    /// Any description that files can hold, sensible or not.
+    pub(crate) fn any_spec()(
+        cpus: u32, memory: u64, rng: bool, assist: bool,
+        kernel in proptest::option::of(".{0,20}"), initrd in proptest::option::of(".{0,20}"),
+        entry in prop_oneof![Just(Entry::Auto), Just(Entry::Linux64), Just(Entry::Pvh)],
+        cmdline in ".{0,40}", cmdline_replace in proptest::option::of(".{0,40}"),
+        command in proptest::collection::vec(".{0,10}", 0..4),
+        disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
+        serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
+    ) -> VmSpec {
+        VmSpec {
+            cpus, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
+            cmdline, cmdline_replace, command, disks, nets, rng, serial, timeout, assist,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_reads_back_as_the_same(spec in any_spec()) {
+        let toml = toml::to_string(&spec).unwrap();
+        prop_assert_eq!(&parse(&toml, Format::Toml).unwrap(), &spec, "{}", toml);
+        let json = serde_json::to_string(&spec).unwrap();
+        prop_assert_eq!(&parse(&json, Format::Json).unwrap(), &spec, "{}", json);
+    }
+
+    #[test]
+    fn no_description_makes_the_validation_panic(spec in any_spec()) {
+        let _ = validate(&spec, Limits::NONE);
+    }
+}
+
+#[test]
+fn a_hardware_address_is_six_bytes_in_hexadecimal() {
+    let read = |mac: &str| {
+        NetSpec {
+            tap: String::new(),
+            mac: Some(mac.to_owned()),
+        }
+        .mac_address()
+    };
+    assert_eq!(read("02:0a:0B:00:ff:01"), Some([2, 10, 11, 0, 255, 1]));
+    for wrong in [
+        "",
+        "02:00:00:00:00",
+        "02:00:00:00:00:01:",
+        "2:0:0:0:0:1",
+        "02-00-00-00-00-01",
+        "+2:00:00:00:00:01",
+        "0x:00:00:00:00:01",
+    ] {
+        assert_eq!(read(wrong), None, "{wrong}");
+    }
+    assert_eq!(
+        NetSpec {
+            tap: String::new(),
+            mac: None
+        }
+        .mac_address(),
+        None
+    );
+}
+
+#[test]
+fn the_schema_describes_every_field_and_knows_no_others() {
+    let schema = serde_json::to_value(schemars::schema_for!(VmSpec)).unwrap();
+    let written = serde_json::to_value(VmSpec::default()).unwrap();
+    let properties = schema["properties"].as_object().unwrap();
+    let names = |value: &serde_json::Map<_, _>| value.keys().cloned().collect::<Vec<String>>();
+    assert_eq!(names(properties), names(written.as_object().unwrap()));
+    assert_eq!(schema["additionalProperties"], false);
+    for object in [&schema, &schema["$defs"]["DiskSpec"], &schema["$defs"]["NetSpec"]] {
+        for (name, property) in object["properties"].as_object().unwrap() {
+            assert!(property["description"].is_string(), "{name} has no description");
+        }
+    }
+}
+
+#[test]
+fn paths_are_taken_from_a_folder_unless_they_are_absolute() {
+    let mut spec = VmSpec {
+        kernel: Some("k".into()),
+        initrd: Some("/i".into()),
+        serial: SerialSpec::File("s".into()),
+        ..VmSpec::default()
+    };
+    spec.take_paths_from(Path::new("/folder"));
+    assert_eq!(spec.kernel, Some("/folder/k".into()));
+    assert_eq!(spec.initrd, Some("/i".into()));
+    assert_eq!(spec.serial, SerialSpec::File("/folder/s".into()));
+}

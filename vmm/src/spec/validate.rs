@@ -1,0 +1,415 @@
+//! What makes a description one that can be run, in one place. Every fault is found, not only the first.
+//!
+//! Files and devices are looked at when they are opened, with one exception: whether two disks are the same file must be
+//! known before either is written.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::ops::Deref;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use berth_arch::x86_64::layout;
+
+use super::{ByteSize, DiskSpec, NetSpec, SerialSpec, VmSpec};
+
+/// The least memory: the boot structures and firmware tables take the first MiB, a kernel must lie above.
+pub const MEMORY_MIN: ByteSize = ByteSize(2 << 20);
+
+/// The longest time limit, in seconds: 136 years.
+const TIMEOUT_MAX: u64 = u32::MAX as u64;
+/// What virtio-blk has room for.
+const DISK_SERIAL_MAX: usize = 20;
+/// What Linux has room for (IFNAMSIZ, less the NUL).
+const TAP_NAME_MAX: usize = 15;
+/// What a Unix socket's address has room for (sun_path, less the NUL).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// One thing that is wrong with a description. Displays as a sentence without its full stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The field, as in `cpus` or `disk 2`.
+    pub field: String,
+    /// What is wrong with its value, and what to do.
+    pub message: String,
+}
+
+impl Fault {
+    /// A fault of `field`.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// What the host sets a limit to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How many vCPUs KVM gives a VM.
+    pub cpus: u32,
+    /// The host's RAM.
+    pub memory: ByteSize,
+}
+
+impl Limits {
+    /// No limits but those of the guest's own architecture.
+    pub const NONE: Self = Self {
+        cpus: layout::MAX_CPUS,
+        memory: ByteSize(u64::MAX),
+    };
+
+    /// This host's limits. Where KVM cannot be asked there is none to vCPUs: a start will say why it cannot.
+    pub fn of_host() -> Self {
+        let cpus = kvm_ioctls::Kvm::new().map_or(layout::MAX_CPUS, |kvm| {
+            u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX)
+        });
+        let system = rustix::system::sysinfo();
+        let memory = u64::from(system.mem_unit).saturating_mul(system.totalram);
+        Self {
+            cpus,
+            memory: ByteSize(memory),
+        }
+    }
+}
+
+/// A description that [`validate`] has found no fault with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidSpec(VmSpec);
+
+impl ValidSpec {
+    /// The description, to change it again.
+    pub fn into_inner(self) -> VmSpec {
+        self.0
+    }
+}
+
+impl Deref for ValidSpec {
+    type Target = VmSpec;
+
+    fn deref(&self) -> &VmSpec {
+        &self.0
+    }
+}
+
+/// Says whether `spec` can be run within `limits`, or everything that is wrong with it.
+pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> {
+    let mut faults = Faults(Vec::new());
+    faults.machine(spec, limits);
+    faults.boot(spec);
+    for (index, disk) in spec.disks.iter().enumerate() {
+        faults.disk(index, disk);
+    }
+    faults.shared_disks(&spec.disks);
+    for (index, net) in spec.nets.iter().enumerate() {
+        faults.net(index, net);
+    }
+    faults.shared_nets(&spec.nets);
+    faults.device_count(spec);
+    faults.serial(&spec.serial);
+    if faults.0.is_empty() {
+        Ok(ValidSpec(spec.clone()))
+    } else {
+        Err(faults.0)
+    }
+}
+
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Fault::new(field, message));
+    }
+
+    fn machine(&mut self, spec: &VmSpec, limits: Limits) {
+        let cpus = spec.cpus;
+        if cpus == 0 {
+            self.add("cpus", "0 vCPUs cannot run anything; give at least 1");
+        } else if cpus > layout::MAX_CPUS {
+            self.add(
+                "cpus",
+                format!(
+                    "{cpus} vCPUs are more than a guest can have; give at most {}",
+                    layout::MAX_CPUS
+                ),
+            );
+        } else if cpus > limits.cpus {
+            self.add(
+                "cpus",
+                format!(
+                    "{cpus} vCPUs are more than this host's KVM allows; give at most {}",
+                    limits.cpus
+                ),
+            );
+        }
+        let memory = spec.memory;
+        if memory < MEMORY_MIN {
+            // Whoever writes a small number alone most likely means MiB.
+            let hint = match memory.0 {
+                1..0x10000 => format!(" (a number alone is bytes: {0}M is {0} MiB)", memory.0),
+                _ => String::new(),
+            };
+            let message =
+                format!("{memory} is too little to boot anything; give at least {MEMORY_MIN}{hint}");
+            self.add("memory", message);
+        } else if memory > limits.memory {
+            let most = ByteSize(limits.memory.0 >> 20 << 20);
+            self.add(
+                "memory",
+                format!("{memory} is more than this host has; give at most {most}"),
+            );
+        } else if !memory.0.is_multiple_of(layout::PAGE_SIZE) {
+            let below = ByteSize(memory.0 / layout::PAGE_SIZE * layout::PAGE_SIZE);
+            self.add(
+                "memory",
+                format!("{memory} is no whole number of pages; give a multiple of 4K, such as {below}"),
+            );
+        }
+        if let Some(seconds) = spec.timeout.filter(|&seconds| seconds > TIMEOUT_MAX) {
+            self.add(
+                "timeout",
+                format!(
+                    "{seconds} seconds are too long; give at most {TIMEOUT_MAX}, or nothing for no limit"
+                ),
+            );
+        }
+    }
+
+    fn boot(&mut self, spec: &VmSpec) {
+        if let Some(kernel) = &spec.kernel {
+            self.path(
+                "kernel",
+                kernel,
+                "name a file, or leave it out for the guest that ships with Berth",
+            );
+        }
+        if let Some(initrd) = &spec.initrd {
+            self.path("initrd", initrd, "name a file, or leave it out");
+        }
+        self.command_line("cmdline", &spec.cmdline);
+        if let Some(replaced) = &spec.cmdline_replace {
+            self.command_line("cmdline_replace", replaced);
+        }
+        let Some(program) = spec.command.first() else {
+            return;
+        };
+        if spec.kernel.is_some() {
+            let shown = spec.command.join(" ");
+            self.add(
+                "command",
+                format!("{shown:?} can only be run by the guest that ships with Berth; leave out the kernel or the command"),
+            );
+        }
+        if program.is_empty() {
+            self.add(
+                "command",
+                "the program's name is empty; name a program of the guest, such as sh",
+            );
+        }
+        if let Some(word) = spec.command.iter().find(|word| word.contains('\0')) {
+            self.add(
+                "command",
+                format!("the word {word:?} holds a zero byte, which no program can be given; leave it out"),
+            );
+        }
+    }
+
+    fn command_line(&mut self, field: &str, text: &str) {
+        if let Some(character) = text.chars().find(|character| !matches!(character, ' '..='~')) {
+            let message =
+                format!("a kernel command line cannot hold {character:?}; write it in printable ASCII");
+            self.add(field, message);
+        }
+    }
+
+    fn path(&mut self, field: impl Into<String>, path: &Path, instead: &str) {
+        if path.as_os_str().is_empty() {
+            self.add(field, format!("the path is empty; {instead}"));
+        } else if path.as_os_str().as_bytes().contains(&0) {
+            let shown = path.to_string_lossy();
+            self.add(
+                field,
+                format!("the path {shown:?} holds a zero byte, which no file's name can; {instead}"),
+            );
+        }
+    }
+
+    fn disk(&mut self, index: usize, disk: &DiskSpec) {
+        let field = format!("disk {}", index + 1);
+        self.path(&field, &disk.path, "name a raw image file or a block device");
+        let Some(serial) = &disk.serial else { return };
+        if let Some(character) = serial.chars().find(|character| !matches!(character, ' '..='~')) {
+            self.add(
+                &field,
+                format!("the serial {serial:?} holds {character:?}; write it in printable ASCII"),
+            );
+        } else if serial.len() > DISK_SERIAL_MAX {
+            let length = serial.len();
+            self.add(
+                &field,
+                format!(
+                    "the serial {serial:?} has {length} characters; it can have at most {DISK_SERIAL_MAX}"
+                ),
+            );
+        }
+    }
+
+    /// Two writers, or a writer and a reader, would ruin each other's file systems.
+    fn shared_disks(&mut self, disks: &[DiskSpec]) {
+        if disks.len() < 2 || disks.iter().all(|disk| disk.read_only) {
+            return;
+        }
+        let identities: Vec<_> = disks.iter().map(|disk| Identity::of(&disk.path)).collect();
+        for (index, disk) in disks.iter().enumerate() {
+            let earlier = identities[..index]
+                .iter()
+                .position(|identity| *identity == identities[index]);
+            let Some(earlier) = earlier.filter(|&earlier| !(disk.read_only && disks[earlier].read_only))
+            else {
+                continue;
+            };
+            self.add(
+                format!("disk {}", index + 1),
+                format!(
+                    "{} is disk {} already; give it once, or both times read-only",
+                    disk.path.display(),
+                    earlier + 1
+                ),
+            );
+        }
+    }
+
+    fn net(&mut self, index: usize, net: &NetSpec) {
+        let field = format!("net {}", index + 1);
+        let tap = &net.tap;
+        // What Linux takes for an interface's name; a percent sign would make it a pattern.
+        let usable = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
+        if tap.is_empty() {
+            self.add(
+                &field,
+                "the tap's name is empty; name a tap interface of the host, such as tap0",
+            );
+        } else if tap.len() > TAP_NAME_MAX {
+            self.add(
+                &field,
+                format!(
+                    "the tap's name {tap:?} has {} bytes; Linux allows {TAP_NAME_MAX}",
+                    tap.len()
+                ),
+            );
+        } else if tap == "." || tap == ".." {
+            self.add(
+                &field,
+                format!("{tap:?} cannot be the name of a tap; name one such as tap0"),
+            );
+        } else if let Some(character) = tap.chars().find(|&c| !usable(c)) {
+            self.add(
+                &field,
+                format!("the tap's name {tap:?} holds {character:?}; name one such as tap0"),
+            );
+        }
+        let Some(mac) = &net.mac else { return };
+        match net.mac_address() {
+            None => self.add(&field, format!("the mac {mac:?} is no hardware address; write it as 02:00:00:00:00:01")),
+            Some([0, 0, 0, 0, 0, 0]) => {
+                self.add(&field, format!("the mac {mac} means no address at all; give one such as 02:00:00:00:00:01"));
+            }
+            Some([first, ..]) if first & 1 != 0 => self.add(
+                &field,
+                format!("the mac {mac} is a multicast address; give one whose first byte is even, such as 02:00:00:00:00:01"),
+            ),
+            Some(_) => {}
+        }
+    }
+
+    fn shared_nets(&mut self, nets: &[NetSpec]) {
+        for (index, net) in nets.iter().enumerate() {
+            let field = format!("net {}", index + 1);
+            let earlier = &nets[..index];
+            if let Some(other) = earlier.iter().position(|other| other.tap == net.tap) {
+                self.add(
+                    &field,
+                    format!(
+                        "the tap {} is net {}'s already; make another tap for it",
+                        net.tap,
+                        other + 1
+                    ),
+                );
+            }
+            let Some(mac) = net.mac_address() else { continue };
+            if let Some(other) = earlier.iter().position(|other| other.mac_address() == Some(mac)) {
+                let shown = net.mac.as_deref().unwrap_or_default();
+                self.add(
+                    &field,
+                    format!("the mac {shown} is net {}'s already; give it another", other + 1),
+                );
+            }
+        }
+    }
+
+    fn device_count(&mut self, spec: &VmSpec) {
+        let own = usize::from(spec.kernel.is_none()) + usize::from(spec.rng);
+        let room = layout::VIRTIO_MMIO_MAX - own;
+        let (disks, nets) = (spec.disks.len(), spec.nets.len());
+        if disks + nets > room {
+            let field = if disks >= nets { "disks" } else { "nets" };
+            self.add(
+                field,
+                format!("{disks} disks and {nets} network interfaces are more than the {room} devices a guest has room for; leave some out"),
+            );
+        }
+    }
+
+    fn serial(&mut self, serial: &SerialSpec) {
+        match serial {
+            SerialSpec::File(path) => self.path("serial", path, "name a file, as in file=console.log"),
+            SerialSpec::Socket(path) => {
+                self.path("serial", path, "name a socket, as in socket=console.sock");
+                let length = path.as_os_str().len();
+                if length > SOCKET_PATH_MAX {
+                    self.add(
+                        "serial",
+                        format!(
+                            "the socket's path {} has {length} bytes; Linux allows {SOCKET_PATH_MAX}",
+                            path.display()
+                        ),
+                    );
+                }
+            }
+            SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => {}
+        }
+    }
+}
+
+/// What a path leads to, so that two names of one file are known as one.
+#[derive(PartialEq, Eq)]
+enum Identity<'a> {
+    /// A block device, by its number.
+    Device(u64),
+    /// A file, by its file system and number there.
+    File(u64, u64),
+    /// Nothing that can be looked at; its opening will say why.
+    Unknown(&'a OsStr),
+}
+
+impl<'a> Identity<'a> {
+    fn of(path: &'a Path) -> Self {
+        match fs::metadata(path) {
+            Ok(found) if found.file_type().is_block_device() => Self::Device(found.rdev()),
+            Ok(found) => Self::File(found.dev(), found.ino()),
+            Err(_) => Self::Unknown(path.as_os_str()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

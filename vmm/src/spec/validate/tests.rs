@@ -1,0 +1,273 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::spec::{Format, parse};
+
+const HOST: Limits = Limits {
+    cpus: 8,
+    memory: ByteSize(4 << 30),
+};
+
+/// The faults of a VM file, each as shown.
+fn faults(toml: &str) -> Vec<String> {
+    let spec = parse(toml, Format::Toml).expect("the text is no matter here");
+    match validate(&spec, HOST) {
+        Ok(valid) => {
+            assert_eq!(valid.into_inner(), spec);
+            Vec::new()
+        }
+        Err(faults) => faults.iter().map(Fault::to_string).collect(),
+    }
+}
+
+#[test]
+fn what_can_be_run_has_no_fault() {
+    for toml in [
+        "",
+        "cpus = 8\nmemory = \"4G\"",
+        "memory = \"2M\"",
+        "kernel = \"vmlinux\"\ninitrd = \"initrd\"\nserial = { file = \"log\" }\ntimeout = 0",
+        "command = [\"sh\", \"\", \"-c\", \"echo ä\"]",
+        "cmdline = \"a=\\\"b c\\\" ~\"\ncmdline_replace = \"\"",
+        "disks = [{ path = \"a\", serial = \"exactly-20-characters\" }]"
+            .replace("-characters", "-character")
+            .as_str(),
+        "disks = [{ path = \"/nowhere/a\", read_only = true }, { path = \"/nowhere/a\", read_only = true }]",
+        "nets = [{ tap = \"fifteen-letters\", mac = \"02:00:00:aB:cd:EF\" }, { tap = \"tap1\" }]",
+    ] {
+        assert_eq!(faults(toml), Vec::<String>::new(), "{toml}");
+    }
+}
+
+/// Each text has exactly the one fault.
+fn each(table: &[(&str, &str)]) {
+    for (toml, expected) in table {
+        assert_eq!(faults(toml), [*expected], "{toml}");
+    }
+}
+
+#[test]
+fn each_fault_of_the_machine_names_its_field_its_value_and_the_remedy() {
+    each(&[
+        ("cpus = 0", "cpus: 0 vCPUs cannot run anything; give at least 1"),
+        (
+            "cpus = 255",
+            "cpus: 255 vCPUs are more than a guest can have; give at most 254",
+        ),
+        (
+            "cpus = 9",
+            "cpus: 9 vCPUs are more than this host's KVM allows; give at most 8",
+        ),
+        (
+            "memory = 0",
+            "memory: 0 is too little to boot anything; give at least 2M",
+        ),
+        (
+            "memory = 512",
+            "memory: 512 is too little to boot anything; give at least 2M (a number alone is bytes: 512M is 512 MiB)",
+        ),
+        (
+            "memory = \"1M\"",
+            "memory: 1M is too little to boot anything; give at least 2M",
+        ),
+        (
+            "memory = \"5G\"",
+            "memory: 5G is more than this host has; give at most 4G",
+        ),
+        (
+            "memory = 2097153",
+            "memory: 2097153 is no whole number of pages; give a multiple of 4K, such as 2M",
+        ),
+        (
+            "timeout = 4294967296",
+            "timeout: 4294967296 seconds are too long; give at most 4294967295, or nothing for no limit",
+        ),
+        (
+            "kernel = \"\"",
+            "kernel: the path is empty; name a file, or leave it out for the guest that ships with Berth",
+        ),
+        (
+            "initrd = \"\"",
+            "initrd: the path is empty; name a file, or leave it out",
+        ),
+        (
+            "initrd = \"a\\u0000\"",
+            "initrd: the path \"a\\0\" holds a zero byte, which no file's name can; name a file, or leave it out",
+        ),
+        (
+            "cmdline = \"ümlaut\"",
+            "cmdline: a kernel command line cannot hold 'ü'; write it in printable ASCII",
+        ),
+        (
+            "cmdline_replace = \"a\\tb\"",
+            "cmdline_replace: a kernel command line cannot hold '\\t'; write it in printable ASCII",
+        ),
+        (
+            "kernel = \"k\"\ncommand = [\"ls\", \"-l\"]",
+            "command: \"ls -l\" can only be run by the guest that ships with Berth; leave out the kernel or the command",
+        ),
+        (
+            "command = [\"\", \"x\"]",
+            "command: the program's name is empty; name a program of the guest, such as sh",
+        ),
+        (
+            "command = [\"ls\", \"a\\u0000\"]",
+            "command: the word \"a\\0\" holds a zero byte, which no program can be given; leave it out",
+        ),
+    ]);
+}
+
+#[test]
+fn each_fault_of_a_device_names_its_field_its_value_and_the_remedy() {
+    each(&[
+        (
+            "disks = [{ path = \"a\" }, { path = \"\" }]",
+            "disk 2: the path is empty; name a raw image file or a block device",
+        ),
+        (
+            "disks = [{ path = \"a\", serial = \"more-than-20-characters\" }]",
+            "disk 1: the serial \"more-than-20-characters\" has 23 characters; it can have at most 20",
+        ),
+        (
+            "disks = [{ path = \"a\", serial = \"ä\" }]",
+            "disk 1: the serial \"ä\" holds 'ä'; write it in printable ASCII",
+        ),
+        (
+            "disks = [{ path = \"/nowhere/a\" }, { path = \"b\" }, { path = \"/nowhere/a\", read_only = true }]",
+            "disk 3: /nowhere/a is disk 1 already; give it once, or both times read-only",
+        ),
+        (
+            "nets = [{ tap = \"\" }]",
+            "net 1: the tap's name is empty; name a tap interface of the host, such as tap0",
+        ),
+        (
+            "nets = [{ tap = \"a-name-too-long-\" }]",
+            "net 1: the tap's name \"a-name-too-long-\" has 16 bytes; Linux allows 15",
+        ),
+        (
+            "nets = [{ tap = \"tap%d\" }]",
+            "net 1: the tap's name \"tap%d\" holds '%'; name one such as tap0",
+        ),
+        (
+            "nets = [{ tap = \"a b\" }]",
+            "net 1: the tap's name \"a b\" holds ' '; name one such as tap0",
+        ),
+        (
+            "nets = [{ tap = \"..\" }]",
+            "net 1: \"..\" cannot be the name of a tap; name one such as tap0",
+        ),
+        (
+            "nets = [{ tap = \"t\" }, { tap = \"t\" }]",
+            "net 2: the tap t is net 1's already; make another tap for it",
+        ),
+        (
+            "nets = [{ tap = \"t\", mac = \"no:mac\" }]",
+            "net 1: the mac \"no:mac\" is no hardware address; write it as 02:00:00:00:00:01",
+        ),
+        (
+            "nets = [{ tap = \"t\", mac = \"00:00:00:00:00:00\" }]",
+            "net 1: the mac 00:00:00:00:00:00 means no address at all; give one such as 02:00:00:00:00:01",
+        ),
+        (
+            "nets = [{ tap = \"t\", mac = \"03:00:00:00:00:01\" }]",
+            "net 1: the mac 03:00:00:00:00:01 is a multicast address; give one whose first byte is even, such as \
+             02:00:00:00:00:01",
+        ),
+        (
+            "nets = [{ tap = \"t\", mac = \"02:00:00:00:00:0a\" }, { tap = \"u\", mac = \"02:00:00:00:00:0A\" }]",
+            "net 2: the mac 02:00:00:00:00:0A is net 1's already; give it another",
+        ),
+        (
+            "serial = { file = \"\" }",
+            "serial: the path is empty; name a file, as in file=console.log",
+        ),
+        (
+            "serial = { socket = \"\" }",
+            "serial: the path is empty; name a socket, as in socket=console.sock",
+        ),
+        (
+            &format!("serial = {{ socket = \"{}\" }}", "s".repeat(108)),
+            &format!(
+                "serial: the socket's path {} has 108 bytes; Linux allows 107",
+                "s".repeat(108)
+            ),
+        ),
+    ]);
+}
+
+#[test]
+fn every_fault_is_told_and_not_only_the_first() {
+    let toml = "cpus = 0\nmemory = 0\ncmdline = \"ä\"\nserial = { file = \"\" }\ndisks = [{ path = \"\" }]\nnets = [{ tap = \"\", mac = \"x\" }]";
+    let fields: Vec<String> = faults(toml)
+        .iter()
+        .map(|fault| fault.split(':').next().unwrap_or_default().to_owned())
+        .collect();
+    assert_eq!(
+        fields,
+        ["cpus", "memory", "cmdline", "disk 1", "net 1", "net 1", "serial"]
+    );
+}
+
+#[test]
+fn one_file_under_two_names_is_one_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    let link = folder.path().join("link");
+    std::fs::write(&image, "").unwrap();
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    let disk = |path: PathBuf, read_only| DiskSpec {
+        path,
+        read_only,
+        serial: None,
+    };
+    for (first, second, refused) in [(false, false, true), (true, false, true), (true, true, false)] {
+        let disks = vec![disk(image.clone(), first), disk(link.clone(), second)];
+        let result = validate(
+            &VmSpec {
+                disks,
+                ..VmSpec::default()
+            },
+            HOST,
+        );
+        assert_eq!(result.is_err(), refused, "{first} {second}");
+    }
+}
+
+#[test]
+fn the_guests_own_devices_take_room_too() {
+    let spec = |kernel: Option<&str>, rng, disks: usize| VmSpec {
+        kernel: kernel.map(PathBuf::from),
+        rng,
+        disks: (0..disks)
+            .map(|index| DiskSpec {
+                path: format!("/nowhere/{index}").into(),
+                read_only: false,
+                serial: None,
+            })
+            .collect(),
+        ..VmSpec::default()
+    };
+    for (kernel, rng, most) in [
+        (None, true, 62),
+        (None, false, 63),
+        (Some("k"), true, 63),
+        (Some("k"), false, 64),
+    ] {
+        assert!(validate(&spec(kernel, rng, most), HOST).is_ok());
+        let faults = validate(&spec(kernel, rng, most + 1), HOST).unwrap_err();
+        let expected = format!(
+            "disks: {} disks and 0 network interfaces are more than the {most} devices a guest has room for; leave some out",
+            most + 1
+        );
+        assert_eq!(
+            faults.iter().map(Fault::to_string).collect::<Vec<_>>(),
+            [expected]
+        );
+    }
+}
+
+#[test]
+fn the_hosts_limits_allow_the_least_guest() {
+    let limits = Limits::of_host();
+    assert!(limits.cpus >= 1 && limits.memory >= MEMORY_MIN, "{limits:?}");
+}

@@ -7,7 +7,7 @@ use berth_arch::x86_64::layout;
 use berth_devices::bus::Bus;
 use berth_devices::irqchip::PicStub;
 use berth_devices::legacy::{
-    AcpiPm, Cmos, ExitPort, I8042, MachineEvent, MachineEvents, PitStub, Pvpanic, SerialPort,
+    AcpiPm, At, Cmos, DelayPort, ExitPort, I8042, MachineEvent, MachineEvents, Pit, Pvpanic, SerialPort,
 };
 
 use super::BuildError;
@@ -62,7 +62,13 @@ impl Ports {
         )?;
 
         let i8042 = Arc::new(I8042::new(events.clone()));
-        bus.insert(layout::I8042_DATA_PORT.into(), I8042::PORTS, i8042)?;
+        bus.insert(layout::I8042_DATA_PORT.into(), 1, i8042.clone())?;
+        let commands = u64::from(layout::I8042_COMMAND_PORT - layout::I8042_DATA_PORT);
+        bus.insert(
+            layout::I8042_COMMAND_PORT.into(),
+            1,
+            Arc::new(At::new(i8042, commands)),
+        )?;
         bus.insert(layout::CMOS_INDEX_PORT.into(), 2, Arc::new(Cmos::new()))?;
         bus.insert(
             layout::EXIT_PORT.into(),
@@ -77,7 +83,10 @@ impl Ports {
         for base in [0x20, 0xa0] {
             bus.insert(base, 2, Arc::new(PicStub::default()))?;
         }
-        bus.insert(0x40, 4, Arc::new(PitStub))?;
+        let pit = Arc::new(Pit::new());
+        bus.insert(0x40, Pit::PORTS, pit.clone())?;
+        bus.insert(0x61, 1, Arc::new(At::new(pit, Pit::PORT_61)))?;
+        bus.insert(0x80, 1, Arc::new(DelayPort::default()))?;
         Ok(Self { bus, com1, power })
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `tests/fuzz` drives them with libFuzzer; `tests/corpus.rs` drives them with seeded pseudo-random input on stable Rust.
 
+use berth::spec::{self, Format, Limits};
 use berth_boot::{BootRequest, CommandLine, EntryPolicy, KernelSource};
 use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk};
 use berth_devices::virtio::conformance;
@@ -9,6 +10,8 @@ use berth_devices::virtio::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::{formats, guests};
+
+mod assist;
 
 /// A fuzz target.
 pub struct Target {
@@ -23,9 +26,11 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     target("kernel", kernel, kernels),
+    target("assist", assist, assist::seeds),
     target("chain", chain, Vec::new),
     target("mmio", mmio, Vec::new),
     target("rng", rng, Vec::new),
+    target("config", config, configs),
     target("block", block, Vec::new),
 ];
 
@@ -56,6 +61,11 @@ pub fn kernel(data: &[u8]) {
     let _ = berth_boot::load(&memory, &request);
 }
 
+/// Has the assist execute the instruction, in the state, that the bytes describe.
+pub fn assist(data: &[u8]) {
+    assist::run(data);
+}
+
 /// Walks whatever descriptor chains the bytes lay out.
 pub fn chain(data: &[u8]) {
     conformance::fuzz_chain(data);
@@ -75,6 +85,51 @@ pub fn rng(data: &[u8]) {
 pub fn block(data: &[u8]) {
     let disk = FileDisk::open(scratch(&[0; 30 * 512]), false).expect("it is a regular file");
     conformance::fuzz_queue(Box::new(Block::new(Box::new(disk), BlockConfig::default())), data);
+}
+
+/// Reads text as a description of a VM in both languages. What can be read can be validated, written, and read again.
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    for format in [Format::Toml, Format::Json] {
+        let Ok(spec) = spec::parse(text, format) else {
+            continue;
+        };
+        // Faults are as good as none.
+        let _ = spec::validate(&spec, Limits::NONE);
+        let written = serde_json::to_string(&spec).expect("a description is plain data");
+        assert_eq!(spec::parse(&written, Format::Json).ok(), Some(spec), "{written}");
+    }
+}
+
+/// A description that has every field, and the least.
+fn configs() -> Vec<Vec<u8>> {
+    let toml = r#"cpus = 2
+memory = "512M"
+kernel = "vmlinux"
+entry = "pvh"
+initrd = "initrd"
+cmdline = "quiet"
+cmdline_replace = "console=ttyS0"
+command = ["sh", "-c", "true"]
+rng = false
+serial = { file = "log" }
+timeout = 10
+assist = true
+
+[[disks]]
+path = "disk.img"
+read_only = true
+serial = "data"
+
+[[nets]]
+tap = "tap0"
+mac = "02:00:00:00:00:01"
+"#;
+    let spec = spec::parse(toml, Format::Toml).expect("a good description");
+    let json = serde_json::to_string_pretty(&spec).expect("a description is plain data");
+    vec![toml.into(), json.into(), b"{}".into(), b"serial = \"pty\"".into()]
 }
 
 /// Kernels in every format, behind the byte that chooses the entry policy.

@@ -1,0 +1,3 @@
+//! Any text as a description of a VM.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_tests::fuzz::config(data));

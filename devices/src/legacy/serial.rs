@@ -49,6 +49,7 @@ const FCR_CLEAR_RECEIVER: u8 = 1 << 1;
 
 const LCR_DIVISOR: u8 = 1 << 7;
 const MCR_RTS: u8 = 1 << 1;
+const MCR_OUT1: u8 = 1 << 2;
 const MCR_LOOPBACK: u8 = 1 << 4;
 const LSR_DATA_READY: u8 = 1 << 0;
 
@@ -132,6 +133,8 @@ struct Port {
     polled: bool,
     /// The guest has raised RTS at least once, so RTS low means that it wants no input now.
     uses_rts: bool,
+    /// The host's wish: no input before the guest raises OUT1.
+    waits_for_out1: bool,
     /// `enqueue` could not take all; someone waits for room.
     wanted: bool,
 }
@@ -165,6 +168,7 @@ impl SerialPort {
             polls: 0,
             polled: false,
             uses_rts: false,
+            waits_for_out1: false,
             wanted: false,
         };
         Ok(Self {
@@ -178,6 +182,11 @@ impl SerialPort {
     /// Sends `bytes` to the guest. Returns how many the FIFO took; for the rest, wait for [`input_space`](Self::input_space).
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
         self.with(|port| port.enqueue(bytes))
+    }
+
+    /// Keeps input back until the guest raises its output OUT1: for software that has to prepare its end first.
+    pub fn hold_input_until_out1(&self) {
+        self.with(|port| port.waits_for_out1 = true);
     }
 
     /// Readable when bytes that [`enqueue`](Self::enqueue) could not take may be offered again. Whoever waits reads it first.
@@ -346,7 +355,9 @@ impl Port {
     /// Whether the guest would see input, and not throw it away.
     fn takes_input(&mut self) -> bool {
         let listens = self.interrupt_enable & IER_RECEIVED != 0 || self.polled;
-        let refuses = self.uses_rts && self.uart.read(MCR) & MCR_RTS == 0;
+        let modem_control = self.uart.read(MCR);
+        let refuses = self.uses_rts && modem_control & MCR_RTS == 0
+            || self.waits_for_out1 && modem_control & MCR_OUT1 == 0;
         listens && !refuses && !self.loopback()
     }
 

@@ -105,6 +105,7 @@ struct kernel_termios {
 };
 
 #define CRTSCTS 020000000000
+#define TIOCM_OUT1 0x2000
 
 /* 8-bit clean, no echo, no translation. */
 static void make_raw(int fd)
@@ -317,10 +318,12 @@ static void handle(int signal, void (*handler)(int))
 static int start_piped(void)
 {
 	unsigned long mask = SIGCHLD_MASK;
-	int ends[2], child;
+	int ends[2], child, ready = TIOCM_OUT1;
 
 	line = open("/dev/ttyS0", O_RDWR | O_NOCTTY | O_CLOEXEC);
 	make_raw(line);
+	/* From here on input is not echoed and not edited: the host may send it. */
+	ioctl(line, TIOCMBIS, &ready);
 	if (my_syscall2(__NR_pipe2, ends, O_CLOEXEC))
 		fail("pipe");
 	child = fork();

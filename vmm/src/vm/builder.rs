@@ -80,6 +80,9 @@ pub(crate) fn build(spec: &ValidSpec, streams: Streams, timing: &mut Timing) -> 
     let events = ports::machine_events(stop.clone(), panic.clone());
     let outputs = outputs(&mut console, framed, &panic, &stop)?;
     let ports = Ports::new(&lines, outputs, &events)?;
+    if framed {
+        ports.com1.hold_input_until_out1();
+    }
     let mut mmio = Bus::new();
     mmio.insert(
         layout::IOAPIC,

@@ -358,3 +358,14 @@ fn a_slow_reader_holds_up_the_guest_and_not_the_sender() {
     go_on.send(()).unwrap();
     guest.join().unwrap();
 }
+
+#[test]
+fn input_that_is_held_waits_for_out1() {
+    let guest = Guest::listening(IER_RECEIVED);
+    guest.port.hold_input_until_out1();
+    assert_eq!(guest.port.enqueue(b"a"), 0);
+    assert!(!guest.space());
+    guest.write(MCR, MCR_OUT1);
+    assert!(guest.space());
+    assert_eq!(guest.port.enqueue(b"a"), 1);
+}

@@ -128,11 +128,11 @@ fn control(
         let mut fds = vec![
             PollFd::from_borrowed_fd(event::borrow(stop.wake()), PollFlags::IN),
             PollFd::new(signals, PollFlags::IN),
-            match &source {
-                Some(source) => PollFd::from_borrowed_fd(*source, PollFlags::IN),
-                None => PollFd::from_borrowed_fd(event::borrow(com1.input_space()), PollFlags::IN),
-            },
+            PollFd::from_borrowed_fd(event::borrow(com1.input_space()), PollFlags::IN),
         ];
+        if let Some(source) = source {
+            fds.push(PollFd::from_borrowed_fd(source, PollFlags::IN));
+        }
         let timeout = match deadline.map(remaining) {
             Some(None) => return Ok(StopReason::TimedOut),
             Some(Some(left)) => Some(left),
@@ -143,7 +143,6 @@ fn control(
             Err(error) => return Err(error),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let from_source = source.is_some();
         if let Some(reason) = stop.reason() {
             return Ok(reason);
         }
@@ -152,7 +151,11 @@ fn control(
         {
             return Ok(StopReason::Killed(Some(signal)));
         }
-        if ready[2] && from_source {
+        if ready[2] {
+            // Only its readiness matters: there is room on the line.
+            let _ = com1.input_space().read();
+        }
+        if ready.get(3) == Some(&true) {
             match console.input.read() {
                 Some(Request::Quit) => return Ok(StopReason::Killed(None)),
                 Some(Request::Help) => tell(console::HELP),
@@ -167,9 +170,6 @@ fn control(
                 }
                 None => {}
             }
-        } else if ready[2] {
-            // Only its readiness matters: there is room on the line.
-            let _ = com1.input_space().read();
         }
     }
 }

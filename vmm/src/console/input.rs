@@ -42,6 +42,8 @@ pub(crate) struct Input {
 
 /// As much as is read at once.
 const CHUNK: usize = 4096;
+/// As much as may be typed while the guest takes nothing. More is read only when it does.
+const TYPED_AHEAD: usize = 1024;
 
 impl Input {
     pub(super) fn new(source: Source, framed: bool) -> Self {
@@ -62,14 +64,11 @@ impl Input {
         self.escape = Some(Escape::default());
     }
 
-    /// Whether something waits for room on the line.
-    pub(crate) fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
-    /// What to wait for, unless something waits for room or the source has ended.
+    /// What to wait for, unless something waits for room or the source has ended. Where Berth's own keys come from, some
+    /// input may wait: a guest that takes nothing must not keep the user from leaving it.
     pub(crate) fn source(&self) -> Option<BorrowedFd<'_>> {
-        if self.has_pending() {
+        let may_wait = if self.escape.is_some() { TYPED_AHEAD } else { 0 };
+        if self.pending.len() > may_wait {
             return None;
         }
         match &self.source {
@@ -206,6 +205,21 @@ mod tests {
             [0],
             "no source is an input that has ended"
         );
+    }
+
+    #[test]
+    fn keys_for_berth_are_heard_while_the_guest_takes_nothing() {
+        let (mut input, mut writer) = piped(false);
+        input.watch_keys();
+        writer.write_all(b"typed too early").unwrap();
+        assert_eq!(input.read(), None);
+        input.deliver(|_| 0);
+        writer.write_all(b"\x01x").unwrap();
+        assert_eq!(input.read(), Some(Request::Quit));
+        assert_eq!(taken(&mut input), b"typed too early");
+        writer.write_all(&[b'a'; 2 * TYPED_AHEAD]).unwrap();
+        input.read();
+        assert!(input.source().is_none());
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(crate) enum Streams {
     Piped,
 }
 
-/// What the shipped init gets behind ` -- `: how to run what. No command is a login shell.
+/// What the shipped init gets behind ` -- `: how to run what. No command is a shell.
 pub(crate) fn init_words(command: &[String], streams: Streams) -> String {
     let mut words = match streams {
         Streams::Terminal { rows, columns } => {
@@ -47,6 +47,12 @@ pub(crate) fn init_words(command: &[String], streams: Streams) -> String {
             words
         }
         Streams::Piped => vec!["piped".to_owned()],
+    };
+    // With pipes there is nobody to prompt: a shell reads its commands from its input.
+    let shell = ["sh".to_owned()];
+    let command = match streams {
+        Streams::Piped if command.is_empty() => &shell,
+        _ => command,
     };
     if !command.is_empty() {
         let encoded: Vec<_> = command.iter().map(|word| percent_encode(word)).collect();
@@ -107,6 +113,11 @@ mod tests {
             words.starts_with("tty=24x80") && !words.contains("run="),
             "{words}"
         );
+    }
+
+    #[test]
+    fn no_command_with_pipes_is_a_shell_that_reads_them() {
+        assert_eq!(init_words(&[], Streams::Piped), "piped run=sh");
     }
 
     #[test]

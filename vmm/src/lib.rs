@@ -1,10 +1,14 @@
 //! Berth, a hosted hypervisor on KVM.
 
+pub mod cli;
 mod console;
+pub mod doctor;
 mod event;
+pub mod exit_code;
 mod guest;
 mod io_thread;
 mod irq;
+pub mod logging;
 mod memory;
 pub mod run;
 mod signals;

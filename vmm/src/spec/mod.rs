@@ -173,4 +173,4 @@ pub enum SerialSpec {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

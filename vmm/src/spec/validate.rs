@@ -155,7 +155,7 @@ impl Faults {
         if memory < MEMORY_MIN {
             // Whoever writes a small number alone most likely means MiB.
             let hint = match memory.0 {
-                1..0x10000 => format!(" (a number alone is bytes: {0}M is {0} MiB)", memory.0),
+                1..0x10000 => format!(" (a number alone is bytes; for {0} MiB write {0}M)", memory.0),
                 _ => String::new(),
             };
             let message =

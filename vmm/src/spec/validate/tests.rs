@@ -64,7 +64,7 @@ fn each_fault_of_the_machine_names_its_field_its_value_and_the_remedy() {
         ),
         (
             "memory = 512",
-            "memory: 512 is too little to boot anything; give at least 2M (a number alone is bytes: 512M is 512 MiB)",
+            "memory: 512 is too little to boot anything; give at least 2M (a number alone is bytes; for 512 MiB write 512M)",
         ),
         (
             "memory = \"1M\"",

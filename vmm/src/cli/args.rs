@@ -1,0 +1,224 @@
+//! The arguments of the `berth` program, and their help.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::exit_code;
+use crate::logging::Filter;
+use crate::spec::{ByteSize, DiskSpec, Entry, NetSpec, OptionError, SerialSpec};
+
+/// Berth runs virtual machines on KVM.
+#[derive(Debug, Parser)]
+#[command(
+    name = "berth",
+    version,
+    about = "Berth runs virtual machines on KVM",
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a VM in the foreground until it ends
+    #[command(long_about = RUN_ABOUT)]
+    Run(Box<RunArgs>),
+    /// Say what this host offers to virtual machines, and what to do where something lacks
+    Doctor(DoctorArgs),
+    /// Print the JSON Schema of VM files
+    Schema,
+    /// Print a script that completes arguments in your shell
+    #[command(
+        after_help = "Example:\n  berth completions bash > ~/.local/share/bash-completion/completions/berth"
+    )]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+const RUN_ABOUT: &str = "\
+Run a VM in the foreground until it ends.
+
+Without a kernel, the Linux guest that ships with Berth boots: to a shell on this terminal, or to the command behind --, whose exit \
+status becomes Berth's. On a terminal, Ctrl-A x ends the VM and Ctrl-A h shows what else the keys can do.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  berth run
+  berth run -- uname -a
+  berth run --cpus 2 --memory 1G --disk data.img --net tap=tap0
+  berth run --kernel vmlinux --disk root.img,ro --cmdline \"root=/dev/vda\"
+  berth run --config vm.toml --memory 2G";
+
+/// Arguments of `berth run`.
+#[derive(Debug, Default, Args)]
+#[command(
+    after_help = format!("{RUN_EXAMPLES}\n\nMore, and the exit codes: berth run --help"),
+    after_long_help = format!("{RUN_EXAMPLES}\n\n{}", exit_code::HELP),
+)]
+pub struct RunArgs {
+    /// Read the VM from this file (.toml or .json, - for standard input); flags override what it says
+    ///
+    /// Relative paths in the file are taken from its folder. A flag that can be repeated replaces the file's whole list. The
+    /// fields are those that --dry-run prints and `berth schema` describes.
+    #[arg(long, value_name = "FILE", help_heading = "VM")]
+    pub config: Option<PathBuf>,
+
+    /// Virtual CPUs, 1 to 254 [default: 1]
+    #[arg(long, value_name = "N", value_parser = cpus, help_heading = "VM")]
+    pub cpus: Option<u32>,
+
+    /// Memory, such as 512M or 2G [default: 256M]
+    #[arg(long, value_name = "SIZE", value_parser = str::parse::<ByteSize>, help_heading = "VM")]
+    pub memory: Option<ByteSize>,
+
+    /// A raw image file or block device as a disk; repeatable
+    ///
+    /// `ro` makes it read-only; `serial` is the number that the guest reads, at most 20 characters. Write a comma in a name
+    /// twice.
+    #[arg(long, value_name = "PATH[,ro][,serial=NAME]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
+    pub disk: Vec<DiskSpec>,
+
+    /// A network interface on a tap of the host; repeatable
+    ///
+    /// The tap must exist: ip tuntap add tap0 mode tap user $USER. Without a mac Berth makes one.
+    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
+    pub net: Vec<NetSpec>,
+
+    /// Whether the guest has a source of entropy [default: on]
+    #[arg(long, value_name = "on|off", value_parser = switch, help_heading = "VM")]
+    pub rng: Option<bool>,
+
+    /// Whether to complete instructions that this host's KVM cannot interpret [default: on]
+    ///
+    /// It does nothing on hosts whose KVM runs guest kernels natively. `berth doctor` tells which kind this one is.
+    #[arg(long, value_name = "on|off", value_parser = switch, help_heading = "VM")]
+    pub assist: Option<bool>,
+
+    /// Kernel to boot: ELF (vmlinux) or bzImage, compressed or not [default: the guest that ships with Berth]
+    #[arg(long, value_name = "FILE", help_heading = "Kernel")]
+    pub kernel: Option<PathBuf>,
+
+    /// Entry point of the kernel to take [default: auto]
+    #[arg(long, value_name = "ENTRY", value_enum, help_heading = "Kernel")]
+    pub entry: Option<EntryArg>,
+
+    /// Initial RAM disk, given to the guest as it is
+    #[arg(long, value_name = "FILE", help_heading = "Kernel")]
+    pub initrd: Option<PathBuf>,
+
+    /// Append to the kernel command line; repeatable
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        help_heading = "Kernel"
+    )]
+    pub cmdline: Vec<String>,
+
+    /// The whole kernel command line instead of the one that Berth makes
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        help_heading = "Kernel"
+    )]
+    pub cmdline_replace: Option<String>,
+
+    /// Where the first serial port leads: stdio, null, pty, file=PATH or socket=PATH [default: stdio]
+    #[arg(long, value_name = "PLACE", value_parser = option(SerialSpec::from_option), help_heading = "Console and log")]
+    pub serial: Option<SerialSpec>,
+
+    /// What to log: off, error, warn, info, debug, trace, or directives such as info,berth::vcpu=debug [default: warn]
+    #[arg(long, value_name = "LEVEL", value_parser = str::parse::<Filter>, help_heading = "Console and log")]
+    pub log_level: Option<Filter>,
+
+    /// Append the log to this file instead of writing it to standard error
+    #[arg(long, value_name = "FILE", help_heading = "Console and log")]
+    pub log_file: Option<PathBuf>,
+
+    /// End a guest that still runs after this many seconds, with exit code 124 [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Run")]
+    pub timeout: Option<u64>,
+
+    /// Print the VM as a TOML file for --config, and run nothing
+    #[arg(long, help_heading = "Run")]
+    pub dry_run: bool,
+
+    /// Print how long each step took from the start to the guest's first instruction
+    #[arg(long, help_heading = "Run")]
+    pub boot_timing: bool,
+
+    /// Command for the shipped guest to run instead of a shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// Arguments of `berth doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--entry`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EntryArg {
+    /// The 64-bit entry for Linux, PVH for kernels that have only that
+    Auto,
+    /// The 64-bit entry of the Linux boot protocol
+    Linux64,
+    /// The PVH entry
+    Pvh,
+}
+
+impl From<EntryArg> for Entry {
+    fn from(entry: EntryArg) -> Self {
+        match entry {
+            EntryArg::Auto => Self::Auto,
+            EntryArg::Linux64 => Self::Linux64,
+            EntryArg::Pvh => Self::Pvh,
+        }
+    }
+}
+
+/// A short form of several options, see `spec::options`. Paths in it need not be text.
+fn option<T>(
+    read: impl Fn(&std::ffi::OsStr) -> Result<T, OptionError> + Clone + Send + Sync + 'static,
+) -> ValueParser
+where
+    T: Clone + Send + Sync + 'static,
+{
+    OsStringValueParser::new()
+        .try_map(move |text: OsString| read(&text))
+        .into()
+}
+
+fn cpus(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is not a number of vCPUs; give 1 to 254"))
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is not a number of seconds; give a whole number, 0 for no limit"))
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{text:?} is neither on nor off")),
+    }
+}

@@ -1,0 +1,110 @@
+//! The `berth` program: its arguments, its verbs, and what it says.
+#![forbid(unsafe_code)]
+
+use std::backtrace::Backtrace;
+use std::env;
+use std::io::{self, Write};
+use std::panic::{self, PanicHookInfo};
+use std::process::{self, ExitCode};
+use std::time::Instant;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use schemars::schema_for;
+
+mod args;
+mod refusal;
+mod run;
+mod say;
+
+pub use args::{Cli, Command, DoctorArgs, EntryArg, RunArgs};
+pub use run::resolve;
+
+use crate::spec::VmSpec;
+use crate::{doctor, exit_code};
+use say::{complain, print, printed};
+
+/// Runs the program with the process's arguments. `start` is when it began.
+pub fn main(start: Instant) -> ExitCode {
+    panic::set_hook(Box::new(report_panic));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error).into(),
+    };
+    let code = match cli.command {
+        Command::Run(args) => run::run(*args, start),
+        Command::Doctor(args) => examine(&args),
+        Command::Schema => print(&schema()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "berth", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    };
+    code.into()
+}
+
+/// What clap does not pass on: its help goes where it wants, a mistake is one sentence.
+fn refuse(error: &clap::Error) -> u8 {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => printed(error.print()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // To standard error; if nobody reads it, the exit code must do.
+            let _ = error.print();
+            exit_code::USER
+        }
+        _ => {
+            complain(&refusal::sentence(error));
+            exit_code::USER
+        }
+    }
+}
+
+fn examine(args: &DoctorArgs) -> u8 {
+    let report = berth_arch::probe::report();
+    let printed = if args.json {
+        print(&doctor::json(&report))
+    } else {
+        print(&doctor::text(
+            &report,
+            doctor::unicode(|name| env::var(name).ok()),
+        ))
+    };
+    if printed == exit_code::OK {
+        doctor::exit_code(&report)
+    } else {
+        printed
+    }
+}
+
+/// The JSON Schema of VM files.
+pub fn schema() -> String {
+    // A schema is JSON already: writing it cannot fail.
+    let mut text = serde_json::to_string_pretty(&schema_for!(VmSpec)).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Ends the program: whatever panicked, a VM with a thread missing would only hang.
+fn report_panic(info: &PanicHookInfo<'_>) {
+    let payload = info.payload();
+    let message = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    let place = info
+        .location()
+        .map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    complain(&format_args!(
+        "a fault in Berth itself at {place}: {message}; please report it at {}/issues",
+        env!("CARGO_PKG_REPOSITORY")
+    ));
+    if env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+        let _ = writeln!(io::stderr(), "{}", Backtrace::force_capture());
+    }
+    process::exit(exit_code::FAULT.into());
+}
+
+#[cfg(test)]
+mod tests;

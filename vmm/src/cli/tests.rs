@@ -1,0 +1,265 @@
+use std::ffi::OsString;
+
+use clap::{CommandFactory, Parser};
+use proptest::prelude::*;
+
+use super::*;
+use crate::spec::tests::any_spec;
+use crate::spec::{ByteSize, DiskSpec, Entry, Limits, NetSpec, SerialSpec, validate};
+
+fn parse<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<RunArgs, clap::Error> {
+    let words = ["berth", "run"]
+        .into_iter()
+        .map(OsString::from)
+        .chain(arguments.into_iter().map(Into::into));
+    match Cli::try_parse_from(words)?.command {
+        Command::Run(args) => Ok(*args),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn spec<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> VmSpec {
+    resolve(parse(arguments).expect("good arguments")).expect("no file is read")
+}
+
+#[test]
+fn clap_finds_no_mistake_in_the_definitions() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn no_argument_is_the_guest_that_ships_with_berth() {
+    assert_eq!(spec::<&str>([]), VmSpec::default());
+}
+
+#[test]
+fn each_flag_fills_its_field() {
+    let text = "--cpus 4 --memory 2G --kernel k --entry pvh --initrd i --cmdline a=b --cmdline -c --cmdline-replace r \
+        --disk a,ro --disk b,serial=x --net tap=t --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
+    let expected = VmSpec {
+        cpus: 4,
+        memory: ByteSize(2 << 30),
+        kernel: Some("k".into()),
+        entry: Entry::Pvh,
+        initrd: Some("i".into()),
+        cmdline: "a=b -c".to_owned(),
+        cmdline_replace: Some("r".to_owned()),
+        command: ["sh", "-c", "true"].map(str::to_owned).to_vec(),
+        disks: vec![
+            DiskSpec {
+                path: "a".into(),
+                read_only: true,
+                serial: None,
+            },
+            DiskSpec {
+                path: "b".into(),
+                read_only: false,
+                serial: Some("x".to_owned()),
+            },
+        ],
+        nets: vec![NetSpec {
+            tap: "t".to_owned(),
+            mac: None,
+        }],
+        rng: false,
+        serial: SerialSpec::File("log".into()),
+        timeout: Some(5),
+        assist: false,
+    };
+    assert_eq!(spec(text.split_whitespace()), expected);
+}
+
+#[test]
+fn flags_override_the_file_and_a_list_replaces_the_files_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm.toml");
+    std::fs::write(
+        &path,
+        "cpus = 2\nmemory = \"1G\"\nrng = false\ndisks = [{ path = \"a\" }, { path = \"b\" }]",
+    )
+    .unwrap();
+    let config = path.to_str().unwrap();
+    let changed = spec(["--config", config, "--memory", "64M", "--disk", "c"]);
+    assert_eq!(
+        (changed.cpus, changed.memory, changed.rng),
+        (2, ByteSize(64 << 20), false)
+    );
+    assert_eq!(
+        changed.disks,
+        [DiskSpec {
+            path: "c".into(),
+            read_only: false,
+            serial: None
+        }]
+    );
+    assert_eq!(spec(["--config", config]).disks[0].path, folder.path().join("a"));
+}
+
+#[test]
+fn each_mistake_is_one_sentence_that_names_the_argument() {
+    let levels = "off, error, warn, info, debug, trace";
+    for (arguments, expected) in [
+        (
+            &["--cpus", "two"][..],
+            "cpus: \"two\" is not a number of vCPUs; give 1 to 254",
+        ),
+        (
+            &["--cpus=-1"],
+            "cpus: \"-1\" is not a number of vCPUs; give 1 to 254",
+        ),
+        (
+            &["--memory", "lots"],
+            "memory: \"lots\" is not a size; write a whole number, alone or with K, M, G or T behind it, as in 512M",
+        ),
+        (
+            &["--memory="],
+            "memory: \"\" is not a size; write a whole number, alone or with K, M, G or T behind it, as in 512M",
+        ),
+        (&["--memory"], "memory: the value is missing; write one behind it"),
+        (
+            &["--kernel", ""],
+            "kernel: the value is missing; write one behind it",
+        ),
+        (
+            &["--kernel", "a", "--kernel", "b"],
+            "kernel: given more than once; give it once",
+        ),
+        (
+            &["--disk", ""],
+            "disk: \"\" names no file; write it as PATH[,ro][,serial=NAME]",
+        ),
+        (
+            &["--net", "mac=x"],
+            "net: \"mac=x\" names no tap; write it as tap=NAME[,mac=ADDRESS]",
+        ),
+        (
+            &["--serial", "stdout"],
+            "serial: \"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
+        ),
+        (&["--rng", "yes"], "rng: \"yes\" is neither on nor off"),
+        (
+            &["--entry", "pvm"],
+            "entry: unknown value \"pvm\"; did you mean pvh?",
+        ),
+        (
+            &["--entry", "x"],
+            "entry: unknown value \"x\"; use one of auto, linux64, pvh",
+        ),
+        (
+            &["--timeout", "1s"],
+            "timeout: \"1s\" is not a number of seconds; give a whole number, 0 for no limit",
+        ),
+        (
+            &["--log-level", "wran"],
+            &format!("log-level: \"wran\" is no level; use {levels} or directives"),
+        ),
+        (
+            &["--memroy", "1G"],
+            "unknown argument \"--memroy\"; did you mean --memory?",
+        ),
+        (&["--xyzzy"], "unknown argument \"--xyzzy\"; see berth run --help"),
+        (
+            &["stray"],
+            "unexpected argument \"stray\"; a command for the guest goes behind --, as in berth run -- stray",
+        ),
+    ] {
+        let error = parse(arguments.iter().copied()).expect_err(expected);
+        assert_eq!(refusal::sentence(&error), expected, "{arguments:?}");
+    }
+    for (verb, expected) in [
+        ("docter", "there is no verb \"docter\"; did you mean doctor?"),
+        (
+            "xyzzy",
+            "there is no verb \"xyzzy\"; the verbs are run, doctor, schema, completions",
+        ),
+    ] {
+        assert_eq!(
+            refusal::sentence(&Cli::try_parse_from(["berth", verb]).unwrap_err()),
+            expected
+        );
+    }
+}
+
+#[test]
+fn help_has_examples_and_in_its_long_form_the_exit_codes() {
+    let mut command = Cli::command();
+    let run = command.find_subcommand_mut("run").unwrap();
+    let short = run.render_help().to_string();
+    assert!(
+        short.contains("berth run -- uname -a") && !short.contains(exit_code::HELP),
+        "{short}"
+    );
+    let long = run.render_long_help().to_string();
+    assert!(long.contains(exit_code::HELP), "{long}");
+}
+
+/// The same VM by flags alone; `None` where a flag cannot say it.
+fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
+    let double = |text: &str| text.replace(',', ",,");
+    let switch = |on| if on { "on" } else { "off" };
+    let path = |path: &std::path::Path| path.to_str().map(str::to_owned).filter(|path| !path.is_empty());
+    let mut words = vec![
+        format!("--cpus={}", spec.cpus),
+        format!("--memory={}", spec.memory),
+        format!("--entry={}", serde_json::to_value(spec.entry).ok()?.as_str()?),
+        format!("--cmdline={}", spec.cmdline),
+        format!("--rng={}", switch(spec.rng)),
+        format!("--assist={}", switch(spec.assist)),
+    ];
+    if let Some(kernel) = &spec.kernel {
+        words.push(format!("--kernel={}", path(kernel)?));
+    }
+    if let Some(initrd) = &spec.initrd {
+        words.push(format!("--initrd={}", path(initrd)?));
+    }
+    words.extend(
+        spec.cmdline_replace
+            .iter()
+            .map(|text| format!("--cmdline-replace={text}")),
+    );
+    words.extend(spec.timeout.map(|seconds| format!("--timeout={seconds}")));
+    for disk in &spec.disks {
+        let ro = if disk.read_only { ",ro" } else { "" };
+        let serial = disk
+            .serial
+            .as_ref()
+            .map_or_else(String::new, |serial| format!(",serial={}", double(serial)));
+        words.push(format!("--disk={}{ro}{serial}", double(&path(&disk.path)?)));
+    }
+    for net in &spec.nets {
+        let mac = net
+            .mac
+            .as_ref()
+            .map_or_else(String::new, |mac| format!(",mac={mac}"));
+        words.push(format!("--net=tap={}{mac}", net.tap));
+    }
+    words.push(match &spec.serial {
+        SerialSpec::Stdio => "--serial=stdio".to_owned(),
+        SerialSpec::Null => "--serial=null".to_owned(),
+        SerialSpec::Pty => "--serial=pty".to_owned(),
+        SerialSpec::File(path) => format!("--serial=file={}", path.to_str()?),
+        SerialSpec::Socket(path) => format!("--serial=socket={}", path.to_str()?),
+    });
+    words.push("--".to_owned());
+    words.extend(spec.command.iter().cloned());
+    Some(words.into_iter().map(OsString::from).collect())
+}
+
+proptest! {
+    #[test]
+    fn a_vm_by_flags_is_the_vm_by_a_file(vm in any_spec()) {
+        let Some(words) = flags(&vm) else { return Ok(()) };
+        prop_assert_eq!(spec(words), vm);
+    }
+
+    #[test]
+    fn no_arguments_make_the_program_panic(words in proptest::collection::vec("(--)?[a-z-]{1,8}(=[ -~]{0,9})?", 0..5)) {
+        match parse(&words) {
+            Ok(args) if args.config.is_none() => {
+                let _ = validate(&resolve(args).unwrap(), Limits::NONE);
+            }
+            Ok(_) => {}
+            Err(error) => prop_assert!(!refusal::sentence(&error).contains('\n')),
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! What the kernel finds in memory when it starts: command line, initrd, memory map, and where they are.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use berth_arch::x86_64::layout;
@@ -64,6 +65,26 @@ pub(crate) fn load_initrd(
     }
 }
 
+/// `SETUP_RNG_SEED`, the kind of `setup_data` that holds random bytes. Linux uses them up (6.0 and later).
+const SETUP_RNG_SEED: u32 = 9;
+/// Bytes of a seed: what Linux's generator holds.
+const SEED_SIZE: usize = 32;
+
+/// A `setup_data` entry (next, type, length, data) with a fresh seed from the host; `None` if the host has no randomness.
+///
+/// With it a guest has random numbers from its first instruction on, and need not hash what little it finds for each one.
+fn seed() -> Option<Vec<u8>> {
+    let mut bytes = [0; SEED_SIZE];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut bytes))
+        .ok()?;
+    let mut entry = 0u64.to_le_bytes().to_vec();
+    entry.extend_from_slice(&SETUP_RNG_SEED.to_le_bytes());
+    entry.extend_from_slice(&(SEED_SIZE as u32).to_le_bytes());
+    entry.extend_from_slice(&bytes);
+    Some(entry)
+}
+
 /// Writes the command line and the parameters that `entry` calls for.
 pub(crate) fn write(
     memory: &GuestMemoryMmap,
@@ -103,6 +124,15 @@ fn write_zero_page(
         // Both are below 2 GiB (INITRD_MAX).
         params.hdr.ramdisk_image = initrd.base as u32;
         params.hdr.ramdisk_size = initrd.len as u32;
+    }
+    if let Some(seed) = seed() {
+        if memory
+            .write_slice(&seed, GuestAddress(layout::SETUP_DATA))
+            .is_err()
+        {
+            return false;
+        }
+        params.hdr.setup_data = layout::SETUP_DATA;
     }
     let map = layout::memory_map(ram);
     for (entry, range) in params.e820_table.iter_mut().zip(&map) {

@@ -157,6 +157,21 @@ fn an_elf_kernel_lies_where_it_asks_with_its_parameters() {
 }
 
 #[test]
+fn each_linux_guest_gets_a_seed_of_its_own() {
+    let seed = || {
+        let (memory, boot) = boot(&TestElf::new().build(), 16, EntryPolicy::Auto);
+        boot.unwrap();
+        let setup_data: u64 = memory.read_obj(GuestAddress(layout::ZERO_PAGE + 0x250)).unwrap();
+        let header: [u32; 4] = memory.read_obj(GuestAddress(setup_data)).unwrap();
+        assert_eq!(header, [0, 0, 9, 32], "next, next, SETUP_RNG_SEED, length");
+        memory
+            .read_obj::<[u8; 32]>(GuestAddress(setup_data + 16))
+            .unwrap()
+    };
+    assert_ne!(seed(), seed());
+}
+
+#[test]
 fn the_entry_follows_policy_and_notes() {
     let (pvh, linux64) = (BootEntry::Pvh { rip: 0x10_0010 }, BootEntry::Linux64 { rip: MIB });
     for (note, linux, policy, expected) in [

@@ -202,17 +202,19 @@ fn frequencies(entries: &mut Vec<kvm_cpuid_entry2>, tsc_khz: u32) {
 /// A feature that is kept from guests whose kernels are interpreted: where CPUID has it.
 struct Kept {
     function: u32,
+    index: u32,
     register: fn(&mut kvm_cpuid_entry2) -> &mut u32,
     bit: u32,
     /// Which of Linux's capability words mirrors that register (`arch/x86/include/asm/cpufeatures.h`).
     linux_word: u32,
 }
 
-/// Features whose instructions the interpreter lacks, or that make a kernel use SSE in ring 0.
+/// Features whose instructions the interpreter lacks, that make a kernel use SSE in ring 0, or that make it move memory byte by
+/// byte where the interpreter takes as long for eight.
 ///
 /// Not here: xsave, avx, avx2 and avx512. Ring 3 runs on the real CPU and uses the vector registers whatever the kernel was
 /// told; a kernel that does not know them would not keep them apart between processes.
-const KEPT: [Kept; 25] = [
+const KEPT: [Kept; 26] = [
     kept(1, |e| &mut e.ecx, 1, 4),            // pclmulqdq
     kept(1, |e| &mut e.ecx, 9, 4),            // ssse3
     kept(1, |e| &mut e.ecx, 13, 4),           // cx16
@@ -238,6 +240,11 @@ const KEPT: [Kept; 25] = [
     kept(7, |e| &mut e.ecx, 22, 16),          // rdpid
     kept(7, |e| &mut e.edx, 4, 18),           // fsrm
     kept(0x8000_0001, |e| &mut e.edx, 27, 1), // rdtscp
+    // fsrs, which Linux derives from fsrm on AMD CPUs.
+    Kept {
+        index: 1,
+        ..kept(7, |e| &mut e.eax, 11, 12)
+    },
 ];
 
 const fn kept(
@@ -248,6 +255,7 @@ const fn kept(
 ) -> Kept {
     Kept {
         function,
+        index: 0,
         register,
         bit,
         linux_word,
@@ -255,9 +263,12 @@ const fn kept(
 }
 
 fn clear_uninterpretable(entries: &mut [kvm_cpuid_entry2]) {
-    for entry in entries.iter_mut().filter(|entry| entry.index == 0) {
-        let function = entry.function;
-        for feature in KEPT.iter().filter(|feature| feature.function == function) {
+    for entry in entries {
+        let leaf = (entry.function, entry.index);
+        for feature in KEPT
+            .iter()
+            .filter(|feature| (feature.function, feature.index) == leaf)
+        {
             *(feature.register)(entry) &= !(1 << feature.bit);
         }
     }
@@ -266,14 +277,18 @@ fn clear_uninterpretable(entries: &mut [kvm_cpuid_entry2]) {
 /// What to add to a Linux guest's command line where its kernel is interpreted.
 ///
 /// An interpreting KVM shows most of the host's user-level features to ring 0 whatever `KVM_SET_CPUID2` said, so Linux is told
-/// again, by number: Linux reads 127 characters of this option, and names do not fit. `mitigations=off` spares the interpreter the
-/// retpolines.
+/// again, by number: Linux reads 127 characters of this option, and names do not fit. The other words spare the interpreter work:
+/// retpolines, patching thousands of lock prefixes away, splitting pages to protect the kernel's own memory, and the high
+/// resolution timers' path through every tick.
 pub fn interpreted_command_line() -> String {
     let numbers: Vec<_> = KEPT
         .iter()
         .map(|feature| (feature.linux_word * 32 + feature.bit).to_string())
         .collect();
-    format!("mitigations=off clearcpuid={}", numbers.join(","))
+    format!(
+        "mitigations=off noreplace-smp rodata=off highres=off clearcpuid={}",
+        numbers.join(",")
+    )
 }
 
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub const BOOT_PDPT: u64 = 0xa000;
 pub const BOOT_PD: u64 = 0xb000;
 /// How many GiB the boot page tables map at most.
 pub const BOOT_PD_MAX_TABLES: u64 = 4;
+/// Linux `setup_data`: one entry, the seed for its random numbers.
+pub const SETUP_DATA: u64 = 0xf000;
 /// Kernel command line.
 pub const COMMAND_LINE: u64 = 0x20000;
 /// Bytes a command line may have with its NUL: what Linux on x86 takes (`COMMAND_LINE_SIZE`).
@@ -268,6 +270,7 @@ mod tests {
             (BOOT_PML4, PAGE_SIZE),
             (BOOT_PDPT, PAGE_SIZE),
             (BOOT_PD, BOOT_PD_MAX_TABLES * PAGE_SIZE),
+            (SETUP_DATA, PAGE_SIZE),
             (COMMAND_LINE, COMMAND_LINE_SIZE as u64),
             (MP_FLOATING_POINTER, 16),
             (ACPI_RSDP, ACPI_END - ACPI_RSDP),

@@ -1,15 +1,13 @@
 //! What every device and transport must pass, and the drivers, decent and hostile, that put them to it.
 //!
 //! A device's test is a few lines: [`run`] with a [`Subject`] that makes the device and knows one request. A fuzz target is
-//! one call: [`fuzz_mmio`] for the registers, [`fuzz_queue`] for a device's request handlers
-//! ([`fuzz_rng`] and [`fuzz_blk`] do both), [`fuzz_chain`] for the walk.
+//! one call: [`fuzz_mmio`] for the registers, [`fuzz_queue`] for a device's request handlers, [`fuzz_chain`] for the walk.
 
 // A suite speaks by panicking.
 #![allow(clippy::missing_panics_doc)]
 #![forbid(unsafe_code)]
 
 mod chains;
-mod fuzz;
 mod handle;
 mod hostile;
 mod machine;
@@ -17,7 +15,6 @@ pub mod ring;
 mod suite;
 
 pub use chains::fuzz_chain;
-pub use fuzz::{fuzz_blk, fuzz_rng};
 pub use handle::LocalHandle;
 pub use hostile::{fuzz_mmio, fuzz_queue, play};
 pub use machine::{

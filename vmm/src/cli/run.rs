@@ -25,7 +25,7 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
             return exit_code::USER;
         }
     };
-    let valid = match spec::validate(&spec, Limits::of_host()) {
+    let valid = match spec::validate(&spec, Limits::of_host(&spec)) {
         Ok(valid) => valid,
         Err(faults) => {
             for fault in &faults {

@@ -1,13 +1,15 @@
 //! What the program says: its results on standard output, its troubles on standard error. A stream that nobody reads any
 //! more ends nothing but the saying.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
 use crate::exit_code;
 
 /// The signal that a reader's going sends to programs that did not ask otherwise.
 const SIGPIPE: u8 = 13;
+/// How many characters of a sentence are shown. The longest names of files have 4096.
+const LINE_MAX: usize = 8192;
 
 /// Prints a result. The exit code is 0 if it was printed.
 pub(super) fn print(text: &str) -> u8 {
@@ -30,29 +32,26 @@ pub(super) fn printed(result: io::Result<()>) -> u8 {
 
 /// Says one sentence on standard error.
 pub(super) fn complain(sentence: &dyn Display) {
-    // If nobody can hear it, the exit code must do.
-    let _ = writeln!(io::stderr(), "berth: {}", OneLine(sentence));
+    // One write, so that lines of several programs do not mix. If nobody can hear it, the exit code must do.
+    let _ = io::stderr().write_all(format!("berth: {}\n", one_line(sentence)).as_bytes());
 }
 
-/// A text on one line, with nothing in it that a terminal would obey: names of files may hold anything.
-struct OneLine<'a>(&'a dyn Display);
-
-impl Display for OneLine<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>);
-        impl fmt::Write for Escape<'_, '_> {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                text.chars().try_for_each(|character| {
-                    if character.is_control() {
-                        write!(self.0, "{}", character.escape_default())
-                    } else {
-                        self.0.write_char(character)
-                    }
-                })
-            }
+/// A text on one line of sensible length, with nothing in it that a terminal would obey: names of files may hold anything.
+fn one_line(text: &dyn Display) -> String {
+    let text = text.to_string();
+    let mut line = String::with_capacity(text.len().min(LINE_MAX));
+    for (count, character) in text.chars().enumerate() {
+        if count == LINE_MAX {
+            line.push('…');
+            break;
         }
-        write!(Escape(f), "{}", self.0)
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
     }
+    line
 }
 
 #[cfg(test)]
@@ -61,10 +60,13 @@ mod tests {
 
     #[test]
     fn what_is_said_stays_on_one_line_and_commands_no_terminal() {
-        assert_eq!(
-            OneLine(&"a\nb\x1b[2Jc\u{9b}é").to_string(),
-            "a\\nb\\u{1b}[2Jc\\u{9b}é"
-        );
+        assert_eq!(one_line(&"a\nb\x1b[2Jc\u{9b}é"), "a\\nb\\u{1b}[2Jc\\u{9b}é");
+    }
+
+    #[test]
+    fn a_sentence_without_end_is_cut() {
+        let line = one_line(&"é".repeat(LINE_MAX + 1));
+        assert_eq!(line, format!("{}…", "é".repeat(LINE_MAX)));
     }
 
     #[test]

@@ -276,8 +276,6 @@ fn kind(expected: &str) -> &str {
         "a string" => "text",
         "path string" => "a path",
         "a sequence" => "a list",
-        "struct DiskSpec" => "a disk; give a table with its path",
-        "struct NetSpec" => "a network interface; give a table with its tap",
         expected => expected,
     }
 }

@@ -13,6 +13,7 @@ mod file;
 mod options;
 mod serial;
 mod size;
+mod table;
 mod validate;
 
 pub use file::{FileError, Format, ParseError, parse, read};
@@ -42,8 +43,10 @@ pub struct VmSpec {
     /// A command for the shipped guest to run instead of a shell: the program and its arguments.
     pub command: Vec<String>,
     /// Disks, in the order the guest sees them. The shipped guest's own root comes before them.
+    #[serde(deserialize_with = "table::list")]
     pub disks: Vec<DiskSpec>,
     /// Network interfaces, in the order the guest sees them.
+    #[serde(deserialize_with = "table::list")]
     pub nets: Vec<NetSpec>,
     /// Whether the guest has a source of entropy (virtio-rng).
     pub rng: bool,

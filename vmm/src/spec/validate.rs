@@ -68,9 +68,15 @@ impl Limits {
         memory: ByteSize(u64::MAX),
     };
 
-    /// This host's limits. Where KVM cannot be asked there is none to vCPUs: a start will say why it cannot.
-    pub fn of_host() -> Self {
-        let cpus = kvm_ioctls::Kvm::new().map_or(layout::MAX_CPUS, |kvm| {
+    /// This host's limits as far as `spec` can meet them: every KVM has one vCPU, so it need not be asked about that.
+    /// Where KVM cannot be asked there is no limit to vCPUs: a start will say why it cannot.
+    pub fn of_host(spec: &VmSpec) -> Self {
+        let kvm = if spec.cpus > 1 {
+            kvm_ioctls::Kvm::new().ok()
+        } else {
+            None
+        };
+        let cpus = kvm.map_or(layout::MAX_CPUS, |kvm| {
             u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX)
         });
         let system = rustix::system::sysinfo();
@@ -106,15 +112,10 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
     let mut faults = Faults(Vec::new());
     faults.machine(spec, limits);
     faults.boot(spec);
-    for (index, disk) in spec.disks.iter().enumerate() {
-        faults.disk(index, disk);
+    // Beyond their number, one sentence is more use than a thousand.
+    if faults.device_count(spec) {
+        faults.devices(spec);
     }
-    faults.shared_disks(&spec.disks);
-    for (index, net) in spec.nets.iter().enumerate() {
-        faults.net(index, net);
-    }
-    faults.shared_nets(&spec.nets);
-    faults.device_count(spec);
     faults.serial(&spec.serial);
     if faults.0.is_empty() {
         Ok(ValidSpec(spec.clone()))
@@ -243,6 +244,17 @@ impl Faults {
         }
     }
 
+    fn devices(&mut self, spec: &VmSpec) {
+        for (index, disk) in spec.disks.iter().enumerate() {
+            self.disk(index, disk);
+        }
+        self.shared_disks(&spec.disks);
+        for (index, net) in spec.nets.iter().enumerate() {
+            self.net(index, net);
+        }
+        self.shared_nets(&spec.nets);
+    }
+
     fn disk(&mut self, index: usize, disk: &DiskSpec) {
         let field = format!("disk {}", index + 1);
         self.path(&field, &disk.path, "name a raw image file or a block device");
@@ -356,17 +368,20 @@ impl Faults {
         }
     }
 
-    fn device_count(&mut self, spec: &VmSpec) {
+    /// Whether there is room for all devices.
+    fn device_count(&mut self, spec: &VmSpec) -> bool {
         let own = usize::from(spec.kernel.is_none()) + usize::from(spec.rng);
         let room = layout::VIRTIO_MMIO_MAX - own;
         let (disks, nets) = (spec.disks.len(), spec.nets.len());
-        if disks + nets > room {
+        let fits = disks + nets <= room;
+        if !fits {
             let field = if disks >= nets { "disks" } else { "nets" };
             self.add(
                 field,
                 format!("{disks} disks and {nets} network interfaces are more than the {room} devices a guest has room for; leave some out"),
             );
         }
+        fits
     }
 
     fn serial(&mut self, serial: &SerialSpec) {

@@ -65,6 +65,10 @@ fn each_fault_in_toml_has_its_line_field_and_remedy() {
             "line 1: command: \"ls\" is not a list; put it in brackets",
         ),
         (
+            "nets = [[\"tap0\"]]",
+            "line 1: nets[0]: a list is not a network interface; give a table with its tap",
+        ),
+        (
             "[disks]",
             "line 1: disks: a table is not a list; in TOML, put its name in double brackets",
         ),
@@ -140,6 +144,10 @@ fn each_fault_in_json_has_its_line_field_and_remedy() {
             "line 1: disks[1].readonly: unknown field; did you mean read_only?",
         ),
         (
+            "{\"disks\": [[\"x\"]]}",
+            "line 1: disks[0]: a list is not a disk; give a table with its path",
+        ),
+        (
             "{\"disks\": [{}]}",
             "line 1: disks[0]: the field path is missing; add it",
         ),
@@ -158,6 +166,20 @@ fn each_fault_in_json_has_its_line_field_and_remedy() {
         ),
     ] {
         assert_eq!(sentence(text, Format::Json), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    let deep = |begin: &str, again: &str| format!("{begin}{}", again.repeat(100_000));
+    for (text, format) in [
+        (deep("a = ", "["), Format::Toml),
+        (deep("a = ", "{ a ="), Format::Toml),
+        (deep("[a", ".a"), Format::Toml),
+        (deep("{\"disks\": ", "["), Format::Json),
+        (deep("", "{\"serial\": "), Format::Json),
+    ] {
+        assert!(parse(&text, format).is_err());
     }
 }
 

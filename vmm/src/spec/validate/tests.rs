@@ -268,6 +268,9 @@ fn the_guests_own_devices_take_room_too() {
 
 #[test]
 fn the_hosts_limits_allow_the_least_guest() {
-    let limits = Limits::of_host();
+    let limits = Limits::of_host(&VmSpec {
+        cpus: 2,
+        ..VmSpec::default()
+    });
     assert!(limits.cpus >= 1 && limits.memory >= MEMORY_MIN, "{limits:?}");
 }

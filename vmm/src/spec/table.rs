@@ -1,0 +1,57 @@
+//! Lists of tables, and nothing but tables: Serde's derived types would take a list of their fields' values as well, which
+//! no reader could tell apart.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::{DiskSpec, NetSpec};
+
+/// What a table describes, for the one who wrote something else.
+pub(super) trait Described {
+    /// Completes "… is not".
+    const WHAT: &str;
+}
+
+impl Described for DiskSpec {
+    const WHAT: &str = "a disk; give a table with its path";
+}
+
+impl Described for NetSpec {
+    const WHAT: &str = "a network interface; give a table with its tap";
+}
+
+/// Reads a list of tables.
+pub(super) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Described,
+{
+    let tables = Vec::<Table<T>>::deserialize(deserializer)?;
+    Ok(tables.into_iter().map(|Table(value)| value).collect())
+}
+
+struct Table<T>(T);
+
+impl<'de, T: Deserialize<'de> + Described> Deserialize<'de> for Table<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(TableVisitor(PhantomData)).map(Table)
+    }
+}
+
+struct TableVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de> + Described> Visitor<'de> for TableVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::WHAT)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}

@@ -6,5 +6,6 @@ pub mod conformance;
 pub mod device;
 pub mod handle;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;

@@ -27,7 +27,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use chain::{Buffer, ChainError, MAX_INDIRECT, RequestChain};
-pub use segments::{GuestIo, Segments};
+pub use segments::{Datagram, GuestIo, Segments};
 
 use super::device::{DeviceInterrupt, QueueResources, QueueState, StartError};
 use crate::{Memory, warn_guest};
@@ -208,6 +208,12 @@ impl DeviceQueue {
         let large = (chain.readable_len() / BUDGET_BYTES) + (chain.writable_len() / BUDGET_BYTES);
         self.budget = self.budget.saturating_sub(1 + large);
         Ok(true)
+    }
+
+    /// How many requests the driver has posted and not been given back, those that were taken among them.
+    pub fn posted(&self) -> u16 {
+        let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        available.map_or(0, |index| (index - self.next_used).0)
     }
 
     /// Puts the last `count` requests back where they were taken, none of them answered.

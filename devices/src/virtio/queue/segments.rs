@@ -41,6 +41,15 @@ impl Segments {
     }
 }
 
+/// A datagram that was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Datagram {
+    /// Its length in bytes.
+    pub len: usize,
+    /// How many of them are in the segments; the others are in the spill.
+    pub in_place: usize,
+}
+
 /// Segments of guest memory to be filled from, or sent to, a host file or descriptor. Each call takes what it moved off the
 /// front.
 pub struct GuestIo<'a> {
@@ -99,6 +108,48 @@ impl GuestIo<'_> {
         // SAFETY: as in `readv`; the kernel only reads here.
         let moved = unsafe { libc::writev(fd.as_raw_fd(), list, count) };
         self.advance(moved)
+    }
+
+    /// Reads one datagram from `fd` into the segments; what they have no room for goes to `spill`.
+    pub fn receive(&mut self, fd: BorrowedFd, spill: &mut [u8]) -> io::Result<Datagram> {
+        // One place in the list is for the spill.
+        while self.segments().len() >= IOV_MAX
+            && let Some(piece) = self.list.pop()
+        {
+            self.len -= piece.iov_len as u64;
+        }
+        let room = self.len as usize;
+        self.list.push(libc::iovec {
+            iov_base: spill.as_mut_ptr().cast(),
+            iov_len: spill.len(),
+        });
+        let (list, count) = self.window();
+        // SAFETY: as in `readv` for all segments but the last, which is `spill`, borrowed for this call.
+        let moved = unsafe { libc::readv(fd.as_raw_fd(), list, count) };
+        self.list.pop();
+        let len = usize::try_from(moved).map_err(|_| io::Error::last_os_error())?;
+        let in_place = len.min(room);
+        self.skip(in_place);
+        Ok(Datagram { len, in_place })
+    }
+
+    /// Sends `head` and all segments to `fd` as one datagram.
+    pub fn send(&mut self, fd: BorrowedFd, head: &[u8]) -> io::Result<()> {
+        if self.segments().len() >= IOV_MAX {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        let first = libc::iovec {
+            iov_base: head.as_ptr().cast_mut().cast(),
+            iov_len: head.len(),
+        };
+        self.list.insert(self.first, first);
+        let (list, count) = self.window();
+        // SAFETY: as in `writev` for all segments but the first, which is `head`, borrowed for this call and only read.
+        let moved = unsafe { libc::writev(fd.as_raw_fd(), list, count) };
+        self.list.remove(self.first);
+        let moved = usize::try_from(moved).map_err(|_| io::Error::last_os_error())?;
+        self.skip(moved.saturating_sub(head.len()));
+        Ok(())
     }
 
     /// Fills all segments from `offset` on in the file. A file that ends before is an `UnexpectedEof`.

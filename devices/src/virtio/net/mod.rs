@@ -1,0 +1,207 @@
+//! virtio-net: a network card (virtio 1.3, section 5.1).
+//!
+//! Two queues, receive (0) and transmit (1). Frames go between guest memory and the [`NetBackend`] without a copy. The host does
+//! checksums and cuts and joins TCP segments where driver and backend agree on it. No control queue: one pair of queues,
+//! and every frame that the backend has is for the guest.
+//!
+//! | configuration | bytes |
+//! |---|---|
+//! | hardware address | 0 to 5 |
+//! | link status: bit 0 falls when the backend is gone for good | 6, 7 |
+//! | number of queue pairs: 1 | 8, 9 |
+//! | MTU of the backend | 10, 11 |
+
+#![deny(unsafe_code)]
+
+mod backend;
+mod header;
+mod receive;
+mod tap;
+#[cfg(test)]
+mod tests;
+mod transmit;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+
+pub use backend::NetBackend;
+pub use header::{HEADER, Header};
+pub use tap::{Tap, TapError};
+
+use super::device::{
+    DeviceInterrupt, DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice,
+};
+use super::queue::RING_FEATURES;
+use receive::{Received, Receiver};
+use transmit::Transmitter;
+
+/// Device type of virtio-net.
+const KIND: u32 = 1;
+const QUEUE_SIZE: u16 = 256;
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const CONFIG_LEN: usize = 12;
+const STATUS: usize = 6;
+/// The one event source: the backend's descriptor.
+const BACKEND: u32 = 0;
+/// Smallest MTU that a driver accepts.
+const MIN_MTU: u16 = 68;
+
+/// A network card.
+pub struct Net {
+    backend: Box<dyn NetBackend>,
+    config: [u8; CONFIG_LEN],
+    receiver: Option<Receiver>,
+    transmitter: Option<Transmitter>,
+    interrupt: Option<Arc<dyn DeviceInterrupt>>,
+}
+
+impl Net {
+    /// A card with the hardware address `mac`, plugged into `backend`.
+    pub fn new(backend: Box<dyn NetBackend>, mac: [u8; 6]) -> Self {
+        let mut config = [0; CONFIG_LEN];
+        config[..STATUS].copy_from_slice(&mac);
+        let words = [VIRTIO_NET_S_LINK_UP as u16, 1, backend.mtu().max(MIN_MTU)];
+        for (at, word) in (STATUS..).step_by(2).zip(words) {
+            config[at..at + 2].copy_from_slice(&word.to_le_bytes());
+        }
+        Self {
+            backend,
+            config,
+            receiver: None,
+            transmitter: None,
+            interrupt: None,
+        }
+    }
+
+    /// The backend is gone and will not come back: the guest sees its cable pulled.
+    fn lose_link(&mut self) {
+        if self.config[STATUS] != 0 {
+            self.config[STATUS] = 0;
+            if let Some(interrupt) = &self.interrupt {
+                interrupt.config_changed();
+            }
+        }
+    }
+
+    fn receive(&mut self) {
+        let Some(receiver) = &mut self.receiver else {
+            return;
+        };
+        let Received::Failed(cause) = receiver.run(&mut *self.backend) else {
+            return;
+        };
+        // What a tap says when its interface was deleted.
+        if Errno::from_io_error(&cause) == Some(Errno::BADFD) {
+            tracing::warn!("a network backend is gone: {cause}");
+            self.lose_link();
+        } else {
+            crate::warn_guest!("virtio-net: the backend gives no frame: {cause}");
+        }
+    }
+
+    fn transmit(&mut self) {
+        if let Some(transmitter) = &mut self.transmitter {
+            transmitter.run(&mut *self.backend);
+        }
+    }
+}
+
+/// A random hardware address: locally administered, for one station.
+pub fn random_mac() -> io::Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    // So few bytes come all at once.
+    getrandom(&mut mac, GetRandomFlags::empty())?;
+    mac[0] = mac[0] & 0xfc | 0x02;
+    Ok(mac)
+}
+
+impl VirtioDevice for Net {
+    fn traits(&self) -> DeviceTraits {
+        let own = [
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_MTU,
+        ];
+        let own = own.iter().fold(0, |bits, feature| bits | 1 << feature);
+        DeviceTraits {
+            kind: KIND,
+            name: "net",
+            features: RING_FEATURES | own | self.backend.features(),
+            queue_sizes: vec![QUEUE_SIZE; 2],
+            config_len: CONFIG_LEN as u64,
+        }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| self.config.get(offset..))
+            .unwrap_or_default();
+        data.fill(0);
+        for (to, from) in data.iter_mut().zip(rest) {
+            *to = *from;
+        }
+    }
+
+    fn start_queue(
+        &mut self,
+        index: u16,
+        queue: QueueResources,
+        at: Option<QueueState>,
+    ) -> Result<(), StartError> {
+        let (interrupt, features) = (queue.interrupt.clone(), queue.features);
+        match index {
+            RECEIVE => {
+                self.receiver = Some(Receiver::new(index, queue, at, self.backend.mtu())?);
+                if let Err(cause) = self.backend.start(features) {
+                    tracing::error!("a network backend does not do what was negotiated: {cause}");
+                    self.lose_link();
+                }
+            }
+            TRANSMIT => self.transmitter = Some(Transmitter::new(index, queue, at)?),
+            _ => return Err(StartError::NoSuchQueue { index }),
+        }
+        self.interrupt = Some(interrupt);
+        Ok(())
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+        match index {
+            RECEIVE => self.receiver.take().map(Receiver::stop),
+            TRANSMIT => self.transmitter.take().map(Transmitter::stop),
+            _ => None,
+        }
+    }
+
+    fn process_queue(&mut self, index: u16) {
+        match index {
+            RECEIVE => self.receive(),
+            TRANSMIT => self.transmit(),
+            _ => {}
+        }
+    }
+
+    fn event_sources(&self) -> Vec<EventSource> {
+        vec![EventSource {
+            fd: self.backend.fd().as_raw_fd(),
+            token: BACKEND,
+        }]
+    }
+
+    fn process_event(&mut self, token: u32) {
+        if token == BACKEND {
+            // Edges do not say which of the two.
+            self.receive();
+            self.transmit();
+        }
+    }
+}

@@ -1,0 +1,530 @@
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::any;
+use proptest::proptest;
+use proptest::test_runner::Config;
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_MRG_RXBUF,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::header::LONGEST;
+use super::*;
+use crate::virtio::conformance::ring::{Part, Ring};
+use crate::virtio::conformance::{self, BUFFERS, Machine, NEEDS_RESET, Request, Subject, VERSION_1};
+use crate::virtio::queue::{Datagram, GuestIo};
+
+const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x2a];
+const MERGEABLE: u64 = VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF;
+const LONG: u64 = MERGEABLE | 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;
+
+/// A cable whose other end is in the test's hand.
+struct Cable {
+    socket: UnixDatagram,
+    /// What sending fails with.
+    fault: Arc<Mutex<Option<i32>>>,
+}
+
+impl NetBackend for Cable {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_NET_F_CSUM
+            | 1 << VIRTIO_NET_F_HOST_TSO4
+            | 1 << VIRTIO_NET_F_GUEST_CSUM
+            | 1 << VIRTIO_NET_F_GUEST_TSO4
+    }
+
+    fn start(&mut self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, header: &Header, frame: &mut GuestIo) -> io::Result<()> {
+        if let Some(errno) = *self.fault.lock().unwrap() {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        frame.send(self.fd(), header.bytes())
+    }
+}
+
+/// The other end.
+struct End {
+    socket: UnixDatagram,
+    fault: Arc<Mutex<Option<i32>>>,
+}
+
+impl End {
+    fn take(&self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 1 << 17];
+        let len = self.socket.recv(&mut frame).ok()?;
+        frame.truncate(len);
+        Some(frame)
+    }
+
+    /// Sends the guest a frame of `len` bytes, the header among them, that begin with `first`.
+    fn give(&self, first: u8, len: usize) -> Vec<u8> {
+        let mut frame = vec![0; HEADER];
+        frame.extend((HEADER..len).map(|at| first.wrapping_add((at / 7) as u8)));
+        self.socket.send(&frame).unwrap();
+        frame
+    }
+}
+
+fn card() -> (Net, End) {
+    let (ours, other) = UnixDatagram::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    other.set_nonblocking(true).unwrap();
+    let fault = Arc::new(Mutex::new(None));
+    let cable = Cable {
+        socket: ours,
+        fault: fault.clone(),
+    };
+    let end = End { socket: other, fault };
+    (Net::new(Box::new(cable), MAC), end)
+}
+
+fn machine(features: u64) -> (Machine, Ring, Ring, End) {
+    let (net, end) = card();
+    let machine = Machine::new(Box::new(net));
+    let mut rings = machine.bring_up(features).into_iter();
+    let (receive, transmit) = (rings.next().unwrap(), rings.next().unwrap());
+    (machine, receive, transmit, end)
+}
+
+/// Where the test puts buffer `number`.
+fn at(number: usize) -> u64 {
+    BUFFERS + 0x2_0000 * number as u64
+}
+
+fn bytes(machine: &Machine, addr: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    machine.memory.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
+    bytes
+}
+
+/// Posts receive buffers of `len` bytes each, numbered from `first` on.
+fn post(machine: &Machine, ring: &mut Ring, numbers: std::ops::Range<usize>, len: u32) {
+    for number in numbers {
+        ring.add(&[Part::Write(BUFFERS + 0x1000 * number as u64, len)]);
+    }
+    machine.notify(RECEIVE);
+}
+
+/// What lies in receive buffers `numbers`, as long as the device says: the frame.
+fn received(machine: &Machine, ring: &mut Ring, mut number: usize) -> Option<(u16, Vec<u8>)> {
+    let mut frame = Vec::new();
+    let mut count = 0;
+    let mut wanted = 1;
+    while count < wanted {
+        let (_, len) = ring.take_used()?;
+        frame.extend(bytes(machine, BUFFERS + 0x1000 * number as u64, len as usize));
+        number += 1;
+        count += 1;
+        wanted = u16::from_le_bytes([frame[10], frame[11]]);
+    }
+    frame[10..12].fill(0);
+    Some((count, frame))
+}
+
+fn subject() -> Subject {
+    let end: Arc<Mutex<Option<End>>> = Arc::default();
+    let (made, prepared, verified) = (end.clone(), end.clone(), end);
+    let frame = |number: u32| (0..60).map(|at| at ^ number as u8).collect::<Vec<u8>>();
+    Subject {
+        make: Box::new(move || {
+            let (net, end) = card();
+            *made.lock().unwrap() = Some(end);
+            Box::new(net)
+        }),
+        request: Request {
+            queue: TRANSMIT,
+            prepare: Box::new(move |memory, base, number| {
+                // What a hostile driver sent before is nobody's.
+                let end = prepared.lock().unwrap();
+                while end.as_ref().unwrap().take().is_some() {}
+                memory.write_slice(&[0; HEADER], GuestAddress(base)).unwrap();
+                memory
+                    .write_slice(&frame(number), GuestAddress(base + 0x100))
+                    .unwrap();
+                vec![
+                    Part::Read(base, HEADER as u32),
+                    Part::Read(base + 0x100, 20),
+                    Part::Read(base + 0x114, 40),
+                ]
+            }),
+            verify: Box::new(move |_, _, number, written| {
+                assert_eq!(written, 0);
+                let sent = verified.lock().unwrap().as_ref().unwrap().take().unwrap();
+                assert_eq!(
+                    (&sent[..HEADER], &sent[HEADER..]),
+                    (&[0; HEADER][..], &frame(number)[..])
+                );
+            }),
+        },
+    }
+}
+
+#[test]
+fn conforms() {
+    conformance::run(&subject());
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(64))]
+
+    #[test]
+    fn survives_any_driver(data in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let (net, end) = card();
+        for len in [60, 1514, 9000, 65000] {
+            end.give(0, len);
+        }
+        conformance::fuzz_mmio(Box::new(net), &data);
+        let (net, end) = card();
+        for len in [60, 1514, 9000, 65000] {
+            end.give(0, len);
+        }
+        conformance::fuzz_queue(Box::new(net), &data);
+    }
+}
+
+#[test]
+fn the_configuration_shows_address_link_and_mtu() {
+    let (net, _) = card();
+    let mut data = [0xff; 16];
+    net.read_config(0, &mut data);
+    assert_eq!(data, [2, 0, 0, 0, 0, 0x2a, 1, 0, 1, 0, 0xdc, 0x05, 0, 0, 0, 0]);
+    for _ in 0..100 {
+        let mac = random_mac().unwrap();
+        assert_eq!(mac[0] & 3, 2, "local, and not multicast");
+    }
+    assert_ne!(random_mac().unwrap(), random_mac().unwrap());
+}
+
+#[test]
+fn a_frame_goes_into_one_buffer_and_says_so() {
+    for features in [VERSION_1, MERGEABLE, LONG] {
+        let (machine, mut receive, _, end) = machine(features);
+        post(&machine, &mut receive, 0..4, 0x1000);
+        let frames = [end.give(1, 60), end.give(2, 1514)];
+        machine.device.pump();
+        for (number, frame) in frames.into_iter().enumerate() {
+            assert_eq!(received(&machine, &mut receive, number), Some((1, frame)));
+        }
+        assert_eq!(machine.interrupts(), 1, "one for both");
+    }
+}
+
+#[test]
+fn frames_wait_for_buffers_and_none_is_lost() {
+    let (machine, mut receive, _, end) = machine(MERGEABLE);
+    let frames: Vec<_> = (0..20).map(|number| end.give(number, 600)).collect();
+    machine.device.pump();
+    assert_eq!(receive.take_used(), None);
+    for (number, frame) in frames.into_iter().enumerate() {
+        post(&machine, &mut receive, number..number + 1, 1600);
+        assert_eq!(received(&machine, &mut receive, number), Some((1, frame)));
+        assert_eq!(receive.take_used(), None);
+    }
+}
+
+#[test]
+fn a_long_frame_goes_on_in_as_many_buffers_as_it_needs() {
+    let (machine, mut receive, _, end) = machine(LONG);
+    // The first is read short and spills; the second goes into place.
+    for len in [60_000, 65_549, 1600, 3072] {
+        let count = usize::div_ceil(len, 0x600);
+        let used = receive.used_index();
+        post(&machine, &mut receive, 0..50, 0x600);
+        let frame = end.give(9, len);
+        machine.device.pump();
+        assert_eq!(received(&machine, &mut receive, 0), Some((count as u16, frame)));
+        assert_eq!(receive.used_index(), used + count as u16);
+        // Use up the rest, so that the next one begins at buffer 0 again.
+        for number in count..50 {
+            let frame = end.give(0, 100);
+            machine.device.pump();
+            assert_eq!(received(&machine, &mut receive, number), Some((1, frame)));
+        }
+    }
+}
+
+#[test]
+fn buffers_of_odd_sizes_are_filled_to_the_last_byte() {
+    let (machine, mut receive, _, end) = machine(LONG);
+    let sizes = [12, 13, 100, 1, 4000];
+    // The header is in one buffer of its own, then pieces of the frame.
+    receive.add(&[Part::Write(at(0), sizes[0])]);
+    receive.add(&[Part::Write(at(1), sizes[1]), Part::Write(at(2), sizes[2])]);
+    receive.add(&[Part::Write(at(3), sizes[3]), Part::Write(at(4), sizes[4])]);
+    machine.notify(RECEIVE);
+    let frame = end.give(3, 12 + 113 + 1 + 3000);
+    machine.device.pump();
+    let used: Vec<_> = std::iter::from_fn(|| receive.take_used()).collect();
+    assert_eq!(used, [(0, 12), (1, 113), (3, 3001)]);
+    assert_eq!(bytes(&machine, at(0) + 10, 2), [3, 0]);
+    let mut seen = Vec::new();
+    for (number, size) in [(1, 13), (2, 100), (3, 1), (4, 3000)] {
+        seen.extend(bytes(&machine, at(number), size));
+    }
+    assert_eq!(seen, frame[HEADER..]);
+}
+
+#[test]
+fn a_frame_too_long_for_what_is_there_waits_while_the_driver_has_more_and_is_dropped_if_not() {
+    let (machine, mut receive, _, end) = machine(LONG);
+    post(&machine, &mut receive, 0..8, 0x600);
+    // More than the driver ever posts: dropped, and the next one comes.
+    end.give(1, 40_000);
+    let small = end.give(2, 100);
+    machine.device.pump();
+    assert_eq!(received(&machine, &mut receive, 0), Some((1, small)));
+    // Fits when the driver has posted again what it was just given.
+    let frame = end.give(3, 12_000);
+    machine.device.pump();
+    assert_eq!(receive.take_used(), None);
+    post(&machine, &mut receive, 8..9, 0x600);
+    assert_eq!(received(&machine, &mut receive, 1), Some((8, frame)));
+}
+
+#[test]
+fn without_mergeable_buffers_a_frame_that_does_not_fit_is_dropped_whole() {
+    let (machine, mut receive, _, end) = machine(VERSION_1);
+    post(&machine, &mut receive, 0..3, 1526);
+    end.give(1, 1527);
+    let fits = end.give(2, 1526);
+    machine.device.pump();
+    assert_eq!(received(&machine, &mut receive, 0), Some((1, fits)));
+    assert_eq!(receive.take_used(), None);
+}
+
+#[test]
+fn a_receive_buffer_without_room_for_a_header_breaks_the_protocol() {
+    for parts in [vec![Part::Write(at(0), 11)], vec![Part::Read(at(0), 2000)]] {
+        let (machine, mut receive, _, end) = machine(MERGEABLE);
+        receive.add(&parts);
+        machine.notify(RECEIVE);
+        end.give(1, 60);
+        machine.device.pump();
+        assert_ne!(machine.status() & NEEDS_RESET, 0);
+        assert_eq!(receive.take_used(), None);
+        machine.reset();
+    }
+}
+
+#[test]
+fn buffers_taken_ahead_are_given_back_when_the_queue_stops() {
+    let (machine, mut receive, _, end) = machine(LONG);
+    post(&machine, &mut receive, 0..8, 0x600);
+    let frame = end.give(1, 100);
+    machine.device.pump();
+    assert_eq!(received(&machine, &mut receive, 0), Some((1, frame)));
+    machine.transport.pause();
+    let state = machine.transport.save().unwrap();
+    let at = state.queues[usize::from(RECEIVE)].1.unwrap();
+    assert_eq!((at.next_avail, at.next_used), (1, 1));
+    let frame = end.give(2, 2000);
+    machine.transport.resume();
+    machine.device.pump();
+    assert_eq!(received(&machine, &mut receive, 1), Some((2, frame)));
+}
+
+#[test]
+fn a_flood_of_frames_leaves_the_transmit_queue_its_turn() {
+    const FLOOD: u32 = 2000;
+
+    /// Gives frames without end, and a driver that posts a buffer for each at once.
+    struct Flood {
+        socket: UnixDatagram,
+        ring: Arc<Mutex<Option<Ring>>>,
+        given: u32,
+        given_at_send: Arc<Mutex<Option<u32>>>,
+    }
+
+    impl NetBackend for Flood {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn start(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn receive(&mut self, to: &mut GuestIo, _: &mut [u8]) -> io::Result<Datagram> {
+            if self.given == FLOOD {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.given += 1;
+            if let Some(ring) = &mut *self.ring.lock().unwrap() {
+                ring.offer(0);
+            }
+            let len = to.copy_from(&[0; 100]);
+            Ok(Datagram { len, in_place: len })
+        }
+
+        fn send(&mut self, _: &Header, _: &mut GuestIo) -> io::Result<()> {
+            *self.given_at_send.lock().unwrap() = Some(self.given);
+            Ok(())
+        }
+    }
+
+    let (socket, _other) = UnixDatagram::pair().unwrap();
+    let (ring, given_at_send) = (Arc::default(), Arc::default());
+    let flood = Flood {
+        socket,
+        ring: Arc::clone(&ring),
+        given: 0,
+        given_at_send: Arc::clone(&given_at_send),
+    };
+    let machine = Machine::new(Box::new(Net::new(Box::new(flood), MAC)));
+    let mut rings = machine.bring_up(MERGEABLE);
+    let mut transmit = rings.remove(1);
+    let mut receive = rings.remove(0);
+    receive.add(&[Part::Write(at(0), 200)]);
+    *ring.lock().unwrap() = Some(receive);
+    transmit.add(&[Part::Read(at(1), 100)]);
+    machine.write(0x50, TRANSMIT.into());
+    machine.notify(RECEIVE);
+    let given = given_at_send.lock().unwrap().expect("the frame was sent");
+    assert!(given < FLOOD / 2, "sent only after {given} frames had come");
+    assert_eq!(
+        u32::from(ring.lock().unwrap().as_ref().unwrap().used_index()),
+        FLOOD
+    );
+}
+
+#[test]
+fn malformed_frames_are_dropped_and_the_next_one_is_sent() {
+    let features = VERSION_1 | 1 << VIRTIO_NET_F_CSUM | 1 << VIRTIO_NET_F_HOST_TSO4;
+    let (machine, _, mut transmit, end) = machine(features);
+    let header = |bytes: &[u8]| {
+        let mut header = [0; HEADER];
+        header[..bytes.len()].copy_from_slice(bytes);
+        machine.memory.write_slice(&header, GuestAddress(at(0))).unwrap();
+    };
+    let mut heads = Vec::new();
+    for (len, bytes) in [
+        (0, &[][..]),
+        (13, &[]),
+        (LONGEST + 1, &[]),
+        (0x10_0000, &[]),
+        (60, &[1, 0, 0, 0, 0, 0, 0xff, 0xff]),
+        (60, &[1, 1]),
+        (60, &[0, 1, 0, 0, 100, 0]),
+        (60, &[1, 4, 0, 0, 100, 0]),
+        (60, &[1, 7, 0, 0, 100, 0]),
+    ] {
+        header(bytes);
+        heads.push(transmit.add(&[Part::Read(at(0), HEADER as u32), Part::Read(at(1), len)]));
+        machine.notify(TRANSMIT);
+    }
+    heads.push(transmit.add(&[Part::Read(at(0), 5)]));
+    heads.push(transmit.add(&[Part::Write(at(0), 50)]));
+    machine.notify(TRANSMIT);
+    assert_eq!(end.take(), None);
+    header(&[1, 1, 54, 0, 100, 0, 34, 0, 16, 0, 7, 7]);
+    machine
+        .memory
+        .write_slice(&[0x5a; 3000], GuestAddress(at(0) + 12))
+        .unwrap();
+    heads.push(transmit.add(&[Part::Read(at(0), 3012)]));
+    machine.notify(TRANSMIT);
+    let sent = end.take().unwrap();
+    assert_eq!(sent[..HEADER], [1, 1, 54, 0, 100, 0, 34, 0, 16, 0, 0, 0]);
+    assert_eq!(sent[HEADER..], [0x5a; 3000]);
+    let used: Vec<_> = std::iter::from_fn(|| transmit.take_used()).collect();
+    let expected: Vec<_> = heads.iter().map(|head| (u32::from(*head), 0)).collect();
+    assert_eq!(used, expected, "each is given back");
+    assert_eq!(machine.status() & NEEDS_RESET, 0);
+}
+
+#[test]
+fn frames_that_the_host_refuses_are_lost_as_on_a_cable() {
+    let (machine, _, mut transmit, end) = machine(VERSION_1);
+    for errno in [libc::EIO, libc::ENOBUFS, libc::EINVAL, libc::ENOMEM] {
+        *end.fault.lock().unwrap() = Some(errno);
+        transmit.add(&[Part::Read(at(0), 100)]);
+        machine.notify(TRANSMIT);
+        assert!(transmit.take_used().is_some());
+        assert_eq!(end.take(), None);
+    }
+    *end.fault.lock().unwrap() = None;
+    transmit.add(&[Part::Read(at(0), 100)]);
+    machine.notify(TRANSMIT);
+    assert!(end.take().is_some());
+}
+
+#[test]
+fn frames_that_the_host_cannot_take_now_wait_in_order() {
+    let (machine, _, mut transmit, end) = machine(VERSION_1);
+    *end.fault.lock().unwrap() = Some(libc::EAGAIN);
+    for number in 0..3u8 {
+        let frame = [number; 100];
+        let addr = at(usize::from(number));
+        machine
+            .memory
+            .write_slice(&[0; HEADER], GuestAddress(addr))
+            .unwrap();
+        machine
+            .memory
+            .write_slice(&frame, GuestAddress(addr + 12))
+            .unwrap();
+        transmit.add(&[Part::Read(addr, 112)]);
+        machine.notify(TRANSMIT);
+    }
+    assert_eq!(transmit.take_used(), None);
+    machine.transport.pause();
+    let state = machine.transport.save().unwrap();
+    let at = state.queues[usize::from(TRANSMIT)].1.unwrap();
+    assert_eq!((at.next_avail, at.next_used), (0, 0), "nothing is in flight");
+    machine.transport.resume();
+    *end.fault.lock().unwrap() = None;
+    // What the event loop does when the backend is writable.
+    machine.device.poke();
+    for number in 0..3u8 {
+        assert_eq!(end.take().unwrap()[HEADER..], [number; 100]);
+        assert!(transmit.take_used().is_some());
+    }
+}
+
+#[test]
+fn a_backend_that_is_gone_pulls_the_cable() {
+    struct Gone(UnixDatagram);
+
+    impl NetBackend for Gone {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn features(&self) -> u64 {
+            0
+        }
+
+        fn start(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn receive(&mut self, _: &mut GuestIo, _: &mut [u8]) -> io::Result<Datagram> {
+            Err(io::Error::from_raw_os_error(libc::EBADFD))
+        }
+    }
+
+    let (socket, _other) = UnixDatagram::pair().unwrap();
+    let machine = Machine::new(Box::new(Net::new(Box::new(Gone(socket)), MAC)));
+    let mut rings = machine.bring_up(MERGEABLE);
+    assert_eq!(machine.read(0x104) >> 16 & 1, 1);
+    post(&machine, &mut rings[0], 0..1, 2000);
+    machine.device.poke();
+    assert_eq!(machine.read(0x104) >> 16 & 1, 0);
+    assert_eq!(machine.acknowledge(), 2);
+    assert_eq!(machine.interrupts(), 1, "it is said once");
+}

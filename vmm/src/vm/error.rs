@@ -10,6 +10,7 @@ use berth_arch::x86_64::mptable::MpTableError;
 use berth_boot::BootError;
 use berth_devices::bus::BusError;
 use berth_devices::virtio::blk::DiskError;
+use berth_devices::virtio::net::TapError;
 
 use crate::console::ConsoleError;
 use crate::irq::IrqError;
@@ -56,6 +57,14 @@ pub enum BuildError {
         /// What is wrong.
         cause: DiskError,
     },
+    /// A network interface is wrong.
+    #[error("net {number}: {cause}")]
+    Net {
+        /// Which, from 1, in the spec's order.
+        number: usize,
+        /// What is wrong.
+        cause: TapError,
+    },
     /// The serial line leads nowhere.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -89,6 +98,7 @@ impl BuildError {
                 | Self::Memory(MemoryError::Map { .. })
                 | Self::Boot(_)
                 | Self::Disk { .. }
+                | Self::Net { .. }
                 | Self::Console(_)
         )
     }

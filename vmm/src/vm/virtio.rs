@@ -8,6 +8,7 @@ use berth_devices::bus::Bus;
 use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk, StaticDisk};
 use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioTransport;
+use berth_devices::virtio::net::{self, Net, Tap};
 use berth_devices::virtio::rng::Rng;
 use kvm_ioctls::VmFd;
 
@@ -39,6 +40,17 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Vec<Box<dyn VirtioDevice>>, Build
             serial: disk.serial.as_deref().map(serial_number),
         };
         devices.push(Box::new(Block::new(Box::new(file), config)));
+    }
+    for (number, net) in (1..).zip(&spec.nets) {
+        let tap = Tap::open(&net.tap).map_err(|cause| BuildError::Net { number, cause })?;
+        let mac = match net.mac_address() {
+            Some(mac) => mac,
+            None => net::random_mac().map_err(|cause| BuildError::Host {
+                what: "random bytes",
+                cause,
+            })?,
+        };
+        devices.push(Box::new(Net::new(Box::new(tap), mac)));
     }
     if spec.rng {
         devices.push(Box::new(Rng::new()));

@@ -5,9 +5,9 @@
 //! as often as a guest wants.
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tracing::Subscriber;
@@ -64,23 +64,54 @@ impl std::str::FromStr for Filter {
     }
 }
 
+/// The log, started.
+#[derive(Debug)]
+#[must_use]
+pub struct Log {
+    /// The file, if it was not there before.
+    created: Option<PathBuf>,
+}
+
+impl Log {
+    /// Takes back a file that was made for nothing: for a VM that was refused.
+    pub fn discard_empty_file(self) {
+        let empty = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.len() == 0);
+        if let Some(path) = self.created.filter(empty) {
+            // If it cannot be removed, it is still empty.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 /// Starts the log. To be called once, before any thread that logs.
-pub fn start(filter: &Filter, file: Option<&Path>) -> Result<(), Fault> {
-    match file {
-        None => {
-            let terminal = io::stderr().is_terminal();
-            install(
-                filter,
-                StderrLines { terminal },
-                terminal && std::env::var_os("NO_COLOR").is_none(),
-            )
+pub fn start(filter: &Filter, file: Option<&Path>) -> Result<Log, Fault> {
+    let Some(path) = file else {
+        let terminal = io::stderr().is_terminal();
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none();
+        install(filter, StderrLines { terminal }, colour)?;
+        return Ok(Log { created: None });
+    };
+    let (file, log) =
+        open(path).map_err(|cause| Fault::new("log-file", format!("{}: {cause}", path.display())))?;
+    install::<Arc<File>>(filter, Arc::new(file), false)?;
+    Ok(log)
+}
+
+fn open(path: &Path) -> io::Result<(File, Log)> {
+    let mut options = OpenOptions::new();
+    options.append(true);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => Ok((
+            file,
+            Log {
+                created: Some(path.to_owned()),
+            },
+        )),
+        // Also where it names what no new file can be, such as a dangling link or a pipe.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Ok((options.create(true).open(path)?, Log { created: None }))
         }
-        Some(path) => {
-            let file = OpenOptions::new().append(true).create(true).open(path);
-            let file =
-                file.map_err(|cause| Fault::new("log-file", format!("{}: {cause}", path.display())))?;
-            install::<Arc<File>>(filter, Arc::new(file), false)
-        }
+        Err(error) => Err(error),
     }
 }
 
@@ -196,6 +227,24 @@ mod tests {
         };
         assert_eq!(written(true), b"one\r\ntwo\r\n");
         assert_eq!(written(false), b"one\ntwo\n");
+    }
+
+    #[test]
+    fn a_log_file_made_for_nothing_is_taken_back_and_any_other_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let (file, log) = open(&path).unwrap();
+        log.discard_empty_file();
+        assert!(!path.exists());
+        drop(file);
+
+        let (mut file, log) = open(&path).unwrap();
+        file.write_all(b"line\n").unwrap();
+        log.discard_empty_file();
+        open(&path).unwrap().1.discard_empty_file();
+        fs::write(&path, "").unwrap();
+        open(&path).unwrap().1.discard_empty_file();
+        assert!(path.exists());
     }
 
     #[test]

@@ -110,6 +110,17 @@ fn every_fault_has_its_sentence_and_nothing_is_left_behind() {
 }
 
 #[test]
+fn a_vm_that_cannot_be_built_leaves_no_log_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = berth_in(
+        folder.path(),
+        &["run", "--log-file", "log", "--disk", "/nonexistent"],
+    );
+    assert_eq!(refused(&output).len(), 1);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn memory_beyond_the_hosts_is_refused() {
     let complaint = berth(&["run", "--dry-run", "--memory", "900T"]);
     let [complaint] = refused(&complaint)[..] else {
@@ -284,6 +295,7 @@ fn the_version_and_the_help_go_to_standard_output() {
         &["run", "-h"],
         &["run", "--help"],
         &["doctor", "--help"],
+        &["help", "run"],
         &["schema", "--help"],
     ] {
         assert!(
@@ -343,6 +355,37 @@ fn a_full_disk_under_standard_output_is_told() {
     ends_with(&output, exit_code::FAULT);
     let expected = "berth: standard output cannot be written: No space left on device (os error 28)\n";
     assert_eq!(text(&output.stderr), expected);
+}
+
+/// Set for the child that is to panic.
+const PANICS: &str = "BERTH_TEST_PANICS";
+
+#[test]
+fn a_panic_is_one_sentence_with_the_code_of_a_fault() {
+    let name = "a_panic_is_one_sentence_with_the_code_of_a_fault";
+    if std::env::var_os(PANICS).is_some() {
+        berth::cli::end_on_panic();
+        panic!("lost the {}", "anchor");
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child
+        .args(["--exact", name, "--nocapture"])
+        .env(PANICS, "1")
+        .env("RUST_BACKTRACE", "0");
+    let output = child.output().unwrap();
+    ends_with(&output, exit_code::FAULT);
+    let said = text(&output.stderr);
+    let [sentence] = said.lines().collect::<Vec<_>>()[..] else {
+        panic!("{said}")
+    };
+    assert!(
+        sentence.starts_with("berth: a fault in Berth itself at "),
+        "{sentence}"
+    );
+    assert!(
+        sentence.contains("tests/cli.rs:") && sentence.contains(": lost the anchor; please report it at "),
+        "{sentence}"
+    );
 }
 
 #[test]

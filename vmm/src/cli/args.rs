@@ -17,8 +17,7 @@ use crate::spec::{ByteSize, DiskSpec, Entry, NetSpec, OptionError, SerialSpec};
     name = "berth",
     version,
     about = "Berth runs virtual machines on KVM",
-    max_term_width = 100,
-    disable_help_subcommand = true
+    max_term_width = 100
 )]
 pub struct Cli {
     /// What to do.
@@ -33,6 +32,7 @@ pub enum Command {
     #[command(long_about = RUN_ABOUT)]
     Run(Box<RunArgs>),
     /// Say what this host offers to virtual machines, and what to do where something lacks
+    #[command(after_help = "The exit code is 0 if guests can run here, and 125 if not.")]
     Doctor(DoctorArgs),
     /// Print the JSON Schema of VM files
     Schema,

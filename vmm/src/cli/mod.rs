@@ -26,7 +26,7 @@ use say::{complain, print, printed};
 
 /// Runs the program with the process's arguments. `start` is when it began.
 pub fn main(start: Instant) -> ExitCode {
-    panic::set_hook(Box::new(report_panic));
+    end_on_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error).into(),
@@ -85,7 +85,11 @@ pub fn schema() -> String {
     text
 }
 
-/// Ends the program: whatever panicked, a VM with a thread missing would only hang.
+/// From here on a panic of any thread ends the program with one sentence: a VM with a thread missing would only hang.
+pub fn end_on_panic() {
+    panic::set_hook(Box::new(report_panic));
+}
+
 fn report_panic(info: &PanicHookInfo<'_>) {
     let payload = info.payload();
     let message = payload

@@ -43,10 +43,13 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
             }
         };
     }
-    if let Err(fault) = logging::start(&log_level, log_file.as_deref()) {
-        complain(&fault);
-        return exit_code::USER;
-    }
+    let log = match logging::start(&log_level, log_file.as_deref()) {
+        Ok(log) => log,
+        Err(fault) => {
+            complain(&fault);
+            return exit_code::USER;
+        }
+    };
     match run::run(&valid, options) {
         Ok(reason) => {
             let (code, sentence) = exit_code::of(&reason, &valid);
@@ -58,6 +61,7 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
         Err(error) => {
             complain(&error);
             if error.is_user() {
+                log.discard_empty_file();
                 exit_code::USER
             } else {
                 exit_code::FAULT

@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::{CommandFactory, Parser};
 use proptest::prelude::*;
@@ -178,6 +179,18 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
             expected
         );
     }
+}
+
+#[test]
+fn paths_may_be_any_bytes_and_texts_may_not() {
+    let argument = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+    let kernel = argument(b"--kernel=\xff");
+    assert_eq!(spec([kernel]).kernel.unwrap().as_os_str().as_bytes(), b"\xff");
+    let error = parse([argument(b"--cmdline=\xff")]).unwrap_err();
+    assert_eq!(
+        refusal::sentence(&error),
+        "an argument is not valid UTF-8; only paths may be that"
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 work=${1:-$here/../../target/guest}
-packages=(bc bison busybox-static erofs-utils flex gcc libelf-dev linux-source-6.12 make xz-utils zstd)
+packages=(bc bison busybox-static erofs-utils flex gcc libelf-dev linux-source-6.12 make patch xz-utils zstd)
 # Fixed, so that a build is reproducible: who, where, when, and the image's identity.
 export KBUILD_BUILD_USER=berth KBUILD_BUILD_HOST=berth KBUILD_BUILD_VERSION=1
 export SOURCE_DATE_EPOCH=1767225600
@@ -47,11 +47,17 @@ configure() {
     return $wrong
 }
 
+patches_sum() { cat "$here"/patches/*.patch | sha256sum | cut -d' ' -f1; }
+
 build_kernel() {
     source=$work/linux-source-6.12
-    if [ ! -d "$source" ]; then
+    # Unpacked and patched anew only when the patches changed, so that a second build is a short one.
+    if [ "$(cat "$source/.berth-patches" 2>/dev/null)" != "$(patches_sum)" ]; then
         say "unpacking the kernel's source"
+        rm -rf "$source"
         tar -C "$work" -xf /usr/src/linux-source-6.12.tar.xz
+        cat "$here"/patches/*.patch | patch -s -d "$source" -p1
+        patches_sum >"$source/.berth-patches"
     fi
     mkdir -p "$work/kernel"
     configure
@@ -71,16 +77,19 @@ build_init() {
 build_root() {
     local root=$work/root applet
     rm -rf "$root"
-    mkdir -p "$root"/{bin,dev,etc,lib,lib64,mnt,opt,proc,root,run,sbin,srv,sys,tmp,usr,var}
-    mkdir -p "$root"/usr/{bin,sbin,lib,local/bin,share/udhcpc} "$root"/var/{log,tmp,cache,lib}
+    mkdir -p "$root"/{dev,etc,lib,lib64,mnt,opt,proc,root,run,srv,sys,tmp,usr,var}
+    mkdir -p "$root"/usr/{bin,lib,local/bin,local/sbin,share/udhcpc} "$root"/var/{log,tmp,cache,lib}
+    # One folder of programs under four names: fewer look-ups in the guest.
+    ln -s usr/bin "$root/bin"
+    ln -s usr/bin "$root/sbin"
+    ln -s bin "$root/usr/sbin"
     cp -a "$here/root/." "$root/"
-    install -m 755 /bin/busybox "$root/bin/busybox"
-    for applet in $(/bin/busybox --list-full); do
-        case "$applet" in bin/busybox | sbin/init | linuxrc) continue ;; esac
-        mkdir -p "$root/${applet%/*}"
-        ln -sf /bin/busybox "$root/$applet"
+    install -m 755 /bin/busybox "$root/usr/bin/busybox"
+    for applet in $(/bin/busybox --list); do
+        case "$applet" in busybox | init | linuxrc) continue ;; esac
+        ln -s busybox "$root/usr/bin/$applet"
     done
-    build_init "$root/sbin/init"
+    build_init "$root/usr/bin/init"
     ln -s ../run "$root/var/run"
     chmod 1777 "$root/tmp" "$root/var/tmp"
     chmod 700 "$root/root"
@@ -111,6 +120,7 @@ write_manifest() {
         echo "# Written by build.sh: what the artefacts in this folder are and what they were made from."
         echo "kernel_release = \"$release\""
         echo "kernel_config_sha256 = \"$(sum "$here/kernel.config")\""
+        echo "kernel_patches_sha256 = \"$(patches_sum)\""
         echo "init_sha256 = \"$(sum "$here/init/init.c")\""
         artefact vmlinux "Linux kernel, ELF" \
             "{ package = \"linux-source-6.12\", version = \"$(version linux-source-6.12)\", licence = \"GPL-2.0-only\" }"

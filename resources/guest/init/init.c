@@ -82,6 +82,20 @@ static void make_root(void)
 	system_mount("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, 0);
 }
 
+/*
+ * Small reads from the root disk. A page that was read ahead in vain costs an interpreted kernel a millisecond; a request
+ * to a disk that lies in the host's memory costs little anywhere.
+ */
+static void read_little_ahead(void)
+{
+	int disk = open("/dev/vda", O_RDONLY | O_CLOEXEC);
+
+	if (disk >= 0) {
+		my_syscall3(__NR_ioctl, disk, 0x1262 /* BLKRASET */, 32 /* sectors */);
+		close(disk);
+	}
+}
+
 struct ifreq_flags {
 	char name[16];
 	short flags;
@@ -164,11 +178,10 @@ static void split_command(char *text, char **words, int most)
 	words[n] = 0;
 }
 
-/* Tries the words of PATH in turn. Returns only if the command could not be started: 127 or 126, as shells do. */
+/* Tries the words of PATH in turn, which name three folders of this image. Returns only if the command could not be started: 127 or 126, as shells do. */
 static int execute(char **words)
 {
-	static const char *const folders[] = { "/usr/local/sbin/", "/usr/local/bin/", "/usr/sbin/",
-					       "/usr/bin/", "/sbin/", "/bin/" };
+	static const char *const folders[] = { "/usr/local/sbin/", "/usr/local/bin/", "/usr/bin/" };
 	static char path[4200];
 	int status = 127;
 	unsigned int i;
@@ -411,6 +424,7 @@ int main(int argc, char **argv)
 	(void)argc;
 	read_request(argv);
 	make_root();
+	read_little_ahead();
 	loopback_up();
 	handle(10 /* SIGUSR1: halt */, on_signal);
 	handle(12 /* SIGUSR2: poweroff */, on_signal);

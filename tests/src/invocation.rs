@@ -22,7 +22,7 @@ use crate::netns::Netns;
 use crate::{program, tools};
 
 /// How long a program may run unless a test says otherwise. A boot of Linux takes half a minute where KVM interprets.
-const DEADLINE: Duration = Duration::from_secs(150);
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A program about to be started.
 pub struct Invocation {

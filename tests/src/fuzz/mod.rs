@@ -12,6 +12,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use crate::{formats, guests};
 
 mod assist;
+mod net;
 
 /// A fuzz target.
 pub struct Target {
@@ -31,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     target("mmio", mmio, Vec::new),
     target("rng", rng, Vec::new),
     target("config", config, configs),
+    target("net", net, Vec::new),
     target("block", block, Vec::new),
 ];
 
@@ -130,6 +132,11 @@ mac = "02:00:00:00:00:01"
     let spec = spec::parse(toml, Format::Toml).expect("a good description");
     let json = serde_json::to_string_pretty(&spec).expect("a description is plain data");
     vec![toml.into(), json.into(), b"{}".into(), b"serial = \"pty\"".into()]
+}
+
+/// Gives a network card's handlers requests, and frames from outside, made of the bytes.
+pub fn net(data: &[u8]) {
+    net::run(data);
 }
 
 /// Kernels in every format, behind the byte that chooses the entry policy.

@@ -1,0 +1,61 @@
+//! A network card whose other end is a pair of sockets: the fuzzer makes the frames for it and the requests to it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+
+use berth_devices::virtio::conformance;
+use berth_devices::virtio::net::{Header, Net, NetBackend};
+use berth_devices::virtio::queue::GuestIo;
+
+/// What the card is told it may leave to its backend: checksums, TCP segments, both ways.
+const OFFLOADS: u64 = 0b1111_1000_0011;
+
+struct Pair {
+    card: UnixDatagram,
+    /// Kept, so that the card's end stays connected.
+    _host: UnixDatagram,
+}
+
+impl NetBackend for Pair {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.card.as_fd()
+    }
+
+    fn features(&self) -> u64 {
+        OFFLOADS
+    }
+
+    fn start(&mut self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn send(&mut self, header: &Header, frame: &mut GuestIo) -> io::Result<()> {
+        frame.send(self.card.as_fd(), header.bytes())
+    }
+}
+
+/// The first byte says how many frames wait for the guest; each is a length and as many of the bytes that follow.
+pub(super) fn run(data: &[u8]) {
+    let (card, host) = UnixDatagram::pair().expect("the host gives a pair of sockets");
+    for socket in [&card, &host] {
+        socket.set_nonblocking(true).expect("a socket can be nonblocking");
+    }
+    let (count, mut rest) = data
+        .split_first()
+        .map_or((0, data), |(first, rest)| (first % 5, rest));
+    for _ in 0..count {
+        let Some((head, after)) = rest.split_first_chunk::<2>() else {
+            break;
+        };
+        let len = usize::from(u16::from_le_bytes(*head));
+        let (bytes, after) = after.split_at(after.len().min(40));
+        let mut frame = bytes.to_vec();
+        frame.resize(len, 0x5a);
+        // A queue that is full drops it, as networks do.
+        let _ = host.send(&frame);
+        rest = after;
+    }
+    let net = Net::new(Box::new(Pair { card, _host: host }), [2, 0, 0, 0, 0, 1]);
+    conformance::fuzz_queue(Box::new(net), rest);
+}

@@ -1,0 +1,14 @@
+//! Berth end to end, on /dev/kvm: the real program boots real guests.
+//!
+//! ```text
+//! tests/run -p berth-tests --test kvm            all of it
+//! tests/run -p berth-tests --test kvm ends::     one module
+//! ```
+//!
+#![forbid(unsafe_code)]
+
+mod bad_input;
+mod codes;
+mod ends;
+mod formats;
+mod hostile;

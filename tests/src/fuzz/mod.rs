@@ -13,6 +13,7 @@ use crate::{formats, guests};
 
 mod assist;
 mod net;
+mod ports;
 
 /// A fuzz target.
 pub struct Target {
@@ -34,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     target("config", config, configs),
     target("net", net, Vec::new),
     target("block", block, Vec::new),
+    target("ports", ports, Vec::new),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
@@ -87,6 +89,11 @@ pub fn rng(data: &[u8]) {
 pub fn block(data: &[u8]) {
     let disk = FileDisk::open(scratch(&[0; 30 * 512]), false).expect("it is a regular file");
     conformance::fuzz_queue(Box::new(Block::new(Box::new(disk), BlockConfig::default())), data);
+}
+
+/// Accesses the port devices as the bytes say.
+pub fn ports(data: &[u8]) {
+    ports::run(data);
 }
 
 /// Reads text as a description of a VM in both languages. What can be read can be validated, written, and read again.

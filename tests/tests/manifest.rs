@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 struct Manifest {
     kernel_release: String,
     kernel_config_sha256: String,
+    kernel_patches_sha256: String,
     init_sha256: String,
     artefact: Vec<Artefact>,
 }
@@ -45,6 +46,16 @@ fn read(name: &str) -> Vec<u8> {
 
 fn manifest() -> Manifest {
     toml::from_str(&String::from_utf8(read("MANIFEST.toml")).unwrap()).unwrap()
+}
+
+/// The patches one after the other, in the order of their names.
+fn patches() -> Vec<u8> {
+    let mut paths: Vec<_> = fs::read_dir(guests::shipped().join("patches"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    paths.iter().flat_map(|path| fs::read(path).unwrap()).collect()
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -111,6 +122,11 @@ fn kernel_and_init_were_built_from_the_sources_beside_them() {
     assert_eq!(
         sha256(&read("kernel.config")),
         manifest.kernel_config_sha256,
+        "run resources/guest/build.sh"
+    );
+    assert_eq!(
+        sha256(&patches()),
+        manifest.kernel_patches_sha256,
         "run resources/guest/build.sh"
     );
     assert_eq!(

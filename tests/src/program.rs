@@ -22,30 +22,46 @@ pub fn floor() -> &'static Path {
     &PATH
 }
 
-/// Where cargo puts what it makes, and the name of the profile there.
-fn target() -> (PathBuf, String) {
+/// The target that `.cargo/config.toml` names; what is built for it lies in a folder of that name.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The folder of the running program's profile, where cargo puts programs.
+fn profile_folder() -> PathBuf {
     let own = env::current_exe().expect("the system names the running program");
-    let mut folder = own.parent().expect("a program lies in a folder");
-    if folder.ends_with("deps") {
-        folder = folder.parent().expect("deps lies in the profile's folder");
-    }
-    let profile = folder
-        .file_name()
-        .expect("a profile has a name")
-        .to_string_lossy();
-    let target = folder.parent().expect("a profile lies in the target folder");
-    (target.to_owned(), profile.into_owned())
+    let folder = own.parent().expect("a program lies in a folder");
+    let folder = if folder.ends_with("deps") {
+        folder.parent().expect("deps lies in the profile's folder")
+    } else {
+        folder
+    };
+    folder.to_owned()
+}
+
+/// Cargo's target folder, which holds everything that it makes.
+fn target_folder() -> PathBuf {
+    let profile = profile_folder();
+    let folder = profile.parent().expect("a profile lies in the target folder");
+    let folder = if folder.ends_with(TARGET) {
+        folder.parent().expect("a target's folder lies in cargo's")
+    } else {
+        folder
+    };
+    folder.to_owned()
 }
 
 /// A folder that outlives a run of the tests, for what is costly to make.
 pub fn cache() -> PathBuf {
-    let folder = target().0.join("berth-tests");
+    let folder = target_folder().join("berth-tests");
     std::fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     folder
 }
 
 fn build(package: &str, program: &str) -> PathBuf {
-    let (target, profile) = target();
+    let folder = profile_folder();
+    let profile = folder
+        .file_name()
+        .expect("a profile has a name")
+        .to_string_lossy();
     let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args([
             "build",
@@ -59,7 +75,7 @@ fn build(package: &str, program: &str) -> PathBuf {
         ])
         .arg(if profile == "debug" { "dev" } else { &profile })
         .arg("--target-dir")
-        .arg(&target)
+        .arg(target_folder())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stdin(Stdio::null())
         .output()
@@ -69,5 +85,5 @@ fn build(package: &str, program: &str) -> PathBuf {
         "{program} does not build: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    target.join(profile).join(program)
+    folder.join(program)
 }

@@ -5,6 +5,7 @@ mod console;
 pub mod doctor;
 mod event;
 pub mod exit_code;
+mod footprint;
 mod guest;
 mod io_thread;
 mod irq;

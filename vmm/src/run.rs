@@ -10,13 +10,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::console::{self, Console, RawTerminal, Request, Stdio};
-use crate::event;
 use crate::guest::Streams;
 use crate::signals::Signals;
 use crate::spec::{SerialSpec, ValidSpec};
 use crate::stop::StopReason;
 use crate::timing::Timing;
 use crate::vm::{self, BuildError, Built, Vm};
+use crate::{event, footprint};
 
 /// How to run, apart from what the VM is.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +65,7 @@ pub fn run(spec: &ValidSpec, options: RunOptions) -> Result<StopReason, RunError
     let Built { mut vm, mut console } = vm::build(spec, streams(spec), &mut timing)?;
     let terminal = take_terminal(spec, &mut console)?;
     vm.start()?;
+    footprint::drop_start_up_pages();
     let deadline = spec.timeout.filter(|&seconds| seconds > 0).map(|seconds| {
         let limit = Duration::from_secs(seconds);
         // A limit past the end of time is none.
@@ -82,7 +83,8 @@ pub fn run(spec: &ValidSpec, options: RunOptions) -> Result<StopReason, RunError
     if let Some(first_run) = first_run {
         timing.mark_at("vCPU thread", first_run);
     }
-    eprint!("{}", timing.report());
+    // Whoever has closed standard error does not want the report.
+    let _ = io::stderr().write_all(timing.report().as_bytes());
     Ok(ended.reason)
 }
 

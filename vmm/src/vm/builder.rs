@@ -161,7 +161,7 @@ fn kernel_source(spec: &VmSpec) -> KernelSource {
     match &spec.kernel {
         Some(path) => KernelSource::File(path.clone()),
         None => KernelSource::Embedded {
-            name: "the shipped kernel",
+            name: "(shipped with Berth)",
             bytes: guest::kernel(),
         },
     }

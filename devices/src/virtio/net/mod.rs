@@ -201,7 +201,9 @@ impl VirtioDevice for Net {
         if token == BACKEND {
             // Edges do not say which of the two.
             self.receive();
-            self.transmit();
+            if self.transmitter.as_ref().is_some_and(Transmitter::is_blocked) {
+                self.transmit();
+            }
         }
     }
 }

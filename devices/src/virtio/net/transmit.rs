@@ -25,6 +25,8 @@ pub(super) struct Transmitter {
     chain: RequestChain,
     segments: Segments,
     features: u64,
+    /// A frame waits until the backend is writable.
+    blocked: bool,
 }
 
 impl Transmitter {
@@ -42,6 +44,7 @@ impl Transmitter {
             memory,
             segments: Segments::new(),
             features,
+            blocked: false,
         })
     }
 
@@ -49,8 +52,14 @@ impl Transmitter {
         self.queue.stop()
     }
 
+    /// Whether a frame waits until the backend is writable.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
     /// Sends frames until there are none, or the backend takes no more, or others should have their turn.
     pub(super) fn run(&mut self, backend: &mut dyn NetBackend) {
+        self.blocked = false;
         self.queue.disable_kicks();
         self.move_frames(backend);
         self.queue.signal();
@@ -70,6 +79,7 @@ impl Transmitter {
             match self.send(backend) {
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
                     self.queue.undo_pop(1);
+                    self.blocked = true;
                     return;
                 }
                 Ok(()) => {}

@@ -5,6 +5,8 @@
 //! without kvm-clock is the calibration of the TSC against the third counter: Linux opens its gate at port 0x61, loads it in
 //! mode 0 and spins until port 0x61 shows its output high (`pit_calibrate_tsc`), or watches its high byte go down
 //! (`quick_pit_calibrate`). Ports that answered with ones would make that wrong, and ports that answered with zeros endless.
+//! Linux believes the result only if a port access takes less than some 10 µs: where ring 0 is interpreted it does not, and a
+//! kernel there needs kvm-clock.
 //!
 //! | offset | port | register |
 //! |---|---|---|

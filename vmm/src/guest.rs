@@ -22,7 +22,7 @@ pub(crate) fn root() -> &'static [u8] {
 
 /// What the shipped kernel is told, whatever the host: where its root and its console are, and to say nothing needless.
 pub(crate) const COMMAND_LINE: &str =
-    "console=ttyS0 quiet reboot=k panic=-1 root=/dev/vda rootfstype=erofs ro pci=off tsc=reliable";
+    "console=ttyS0 loglevel=3 reboot=k panic=-1 root=/dev/vda rootfstype=erofs ro pci=off tsc=reliable";
 
 /// How the shipped init's standard streams lead to the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,104 +8,113 @@ mod guest;
 use guest::{DATA, Guest, KERNEL, Label, USER_PAGES};
 use vm_memory::{Bytes, GuestAddress};
 
+/// The same guest twice: its kernel run by KVM, and, where KVM interprets it, interpreted by the assist.
+fn guests(cpus: u64) -> impl Iterator<Item = Guest> {
+    [false, true].into_iter().map(move |here| {
+        let mut guest = Guest::new(cpus);
+        for assist in guest.cpus.iter_mut().filter_map(|cpu| cpu.assist.as_mut()) {
+            assist.interpret_here(here);
+        }
+        guest
+    })
+}
+
 /// Scratch in the data page of the first vCPU.
 const SCRATCH: u64 = DATA + 0x4000;
 
 #[test]
 fn ring_0_runs_instructions_that_kvm_does_not_know() {
-    let mut guest = Guest::new(1);
-    guest.cpus[0].in_ring0(Label::Ring0, KERNEL + SCRATCH, 0);
-    let result = |guest: &Guest, offset| guest.word(SCRATCH + offset);
-    assert_eq!(guest.cpus[0].run(), 3, "int3");
-    assert_eq!(
-        guest.word(DATA + 0x20),
-        Label::Ring0.kernel() + 1,
-        "RIP after int3"
-    );
-    let end = guest.cpus[0].run();
-    let at = guest.word(DATA + 0x20) - Label::Ring0.kernel();
-    assert_eq!(
-        end, 3,
-        "the end of the good instructions; last exception at offset {at:#x}"
-    );
-    assert_eq!(result(&guest, 0), 8, "popcnt");
-    assert_eq!(result(&guest, 8), 0xb0779fd, "crc32");
-    assert_eq!(result(&guest, 16) >> 18 & 1, 1, "stac");
-    assert_eq!(result(&guest, 24) >> 18 & 1, 0, "clac");
-    assert_eq!(result(&guest, 32), 4, "tzcnt");
-    assert_eq!(
-        result(&guest, 40) & 0xff_ffff,
-        0x00_0101,
-        "rdrand's carry, cmpxchg16b's zero flags"
-    );
-    assert_eq!(
-        (result(&guest, 48), result(&guest, 56)),
-        (7, 9),
-        "cmpxchg16b wrote"
-    );
-    assert_eq!(
-        (result(&guest, 64), result(&guest, 72)),
-        (7, 9),
-        "cmpxchg16b read"
-    );
-    assert_eq!(result(&guest, 88), KERNEL + SCRATCH + 0x123, "wrfsbase");
-    assert_eq!(result(&guest, 96) as u32, 0x1f80, "stmxcsr");
-    assert_eq!(guest.cpus[0].run(), 6, "ud2");
+    for mut guest in guests(1) {
+        guest.cpus[0].in_ring0(Label::Ring0, KERNEL + SCRATCH, 0);
+        let result = |guest: &Guest, offset| guest.word(SCRATCH + offset);
+        assert_eq!(guest.cpus[0].run(), 3, "int3");
+        assert_eq!(
+            guest.word(DATA + 0x20),
+            Label::Ring0.kernel() + 1,
+            "RIP after int3"
+        );
+        let end = guest.cpus[0].run();
+        let at = guest.word(DATA + 0x20) - Label::Ring0.kernel();
+        assert_eq!(
+            end, 3,
+            "the end of the good instructions; last exception at offset {at:#x}"
+        );
+        assert_eq!(result(&guest, 0), 8, "popcnt");
+        assert_eq!(result(&guest, 8), 0xb0779fd, "crc32");
+        assert_eq!(result(&guest, 16) >> 18 & 1, 1, "stac");
+        assert_eq!(result(&guest, 24) >> 18 & 1, 0, "clac");
+        assert_eq!(result(&guest, 32), 4, "tzcnt");
+        assert_eq!(
+            result(&guest, 40) & 0xff_ffff,
+            0x00_0101,
+            "rdrand's carry, cmpxchg16b's zero flags"
+        );
+        assert_eq!(
+            (result(&guest, 48), result(&guest, 56)),
+            (7, 9),
+            "cmpxchg16b wrote"
+        );
+        assert_eq!(
+            (result(&guest, 64), result(&guest, 72)),
+            (7, 9),
+            "cmpxchg16b read"
+        );
+        assert_eq!(result(&guest, 88), KERNEL + SCRATCH + 0x123, "wrfsbase");
+        assert_eq!(result(&guest, 96) as u32, 0x1f80, "stmxcsr");
+        assert_eq!(guest.cpus[0].run(), 6, "ud2");
+    }
 }
 
 #[test]
 fn system_calls_from_ring_3_return_with_every_register_as_documented() {
-    let mut guest = Guest::new(1);
-    guest.cpus[0].in_ring3(Label::Calls, 0, 1000);
-    assert_eq!(guest.cpus[0].run(), 0);
-    assert_eq!(guest.word(DATA + 0x48), 1002, "calls that the kernel saw");
-    assert_eq!(
-        guest.word(DATA + 0x40) & 0xffff_ffff,
-        0x18_0010,
-        "CS and SS in the kernel"
-    );
-    assert_eq!(guest.word(DATA + 0x68) & 0x201, 0, "FMASK was applied");
-    if let Some(assist) = &guest.cpus[0].assist {
-        assert_eq!(assist.counts().system_calls, 1002, "{}", assist.counts());
+    for mut guest in guests(1) {
+        guest.cpus[0].in_ring3(Label::Calls, 0, 1000);
+        assert_eq!(guest.cpus[0].run(), 0);
+        assert_eq!(guest.word(DATA + 0x48), 1002, "calls that the kernel saw");
+        assert_eq!(
+            guest.word(DATA + 0x40) & 0xffff_ffff,
+            0x18_0010,
+            "CS and SS in the kernel"
+        );
+        assert_eq!(guest.word(DATA + 0x68) & 0x201, 0, "FMASK was applied");
+        if let Some(assist) = &guest.cpus[0].assist {
+            assert_eq!(assist.counts().system_calls, 1002, "{}", assist.counts());
+        }
     }
 }
 
 #[test]
 fn page_faults_of_ring_3_reach_the_guests_handler() {
-    let mut guest = Guest::new(1);
-    guest.cpus[0].in_ring3(Label::Touch, USER_PAGES, 100);
-    assert_eq!(guest.cpus[0].run(), 0);
-    assert_eq!(guest.word(DATA + 0x58), 100);
-    if let Some(assist) = &guest.cpus[0].assist {
-        assert_eq!(
-            (assist.counts().page_faults, assist.counts().steps),
-            (100, 0),
-            "{}",
-            assist.counts()
-        );
+    for mut guest in guests(1) {
+        guest.cpus[0].in_ring3(Label::Touch, USER_PAGES, 100);
+        assert_eq!(guest.cpus[0].run(), 0);
+        assert_eq!(guest.word(DATA + 0x58), 100);
+        if let Some(assist) = &guest.cpus[0].assist {
+            assert_eq!(assist.counts().page_faults, 100, "{}", assist.counts());
+        }
     }
 }
 
 #[test]
 fn a_process_that_jumps_to_the_system_call_entry_makes_no_system_call() {
-    let mut guest = Guest::new(1);
-    guest.cpus[0].in_ring3(Label::Jump, Label::Touch.user(), Label::Syscall.kernel());
-    let mut regs = guest.cpus[0].vcpu.get_regs().unwrap();
-    regs.rflags |= 0x200;
-    guest.cpus[0].vcpu.set_regs(&regs).unwrap();
-    assert_eq!(guest.cpus[0].run(), 14);
-    assert_eq!(guest.word(DATA + 0x20), Label::Syscall.kernel());
-    assert_eq!(guest.word(DATA + 0x48), 0);
+    for mut guest in guests(1) {
+        guest.cpus[0].in_ring3(Label::Jump, Label::Touch.user(), Label::Syscall.kernel());
+        guest.cpus[0].change(|regs| regs.rflags |= 0x200);
+        assert_eq!(guest.cpus[0].run(), 14);
+        assert_eq!(guest.word(DATA + 0x20), Label::Syscall.kernel());
+        assert_eq!(guest.word(DATA + 0x48), 0);
+    }
 }
 
 #[test]
 fn vector_registers_survive_every_save_instruction_and_xrstor() {
-    for (number, name) in [(2, "xsavec"), (4, "xsave"), (5, "xsaveopt")] {
-        let mut guest = Guest::new(1);
+    let instructions = [(2, "xsavec"), (4, "xsave"), (5, "xsaveopt")];
+    for ((number, name), mut guest) in instructions
+        .into_iter()
+        .flat_map(|it| guests(1).map(move |guest| (it, guest)))
+    {
         guest.cpus[0].in_ring3(Label::Vectors, SCRATCH, 0);
-        let mut regs = guest.cpus[0].vcpu.get_regs().unwrap();
-        regs.r13 = number;
-        guest.cpus[0].vcpu.set_regs(&regs).unwrap();
+        guest.cpus[0].change(|regs| regs.r13 = number);
         assert_eq!(guest.cpus[0].run(), 0, "{name}");
         let mut found = [0u8; 96];
         guest
@@ -121,18 +130,32 @@ fn vector_registers_survive_every_save_instruction_and_xrstor() {
 #[test]
 fn two_vcpus_lose_no_cmpxchg16b() {
     const ROUNDS: u64 = 3000;
-    let mut guest = Guest::new(2);
-    let shared = SCRATCH + 0x20000;
-    std::thread::scope(|scope| {
-        for cpu in &mut guest.cpus {
-            scope.spawn(move || {
-                cpu.in_ring0(Label::Hammer, KERNEL + shared, ROUNDS);
-                assert_eq!(cpu.run(), 0);
-            });
-        }
-    });
-    assert_eq!(
-        (guest.word(shared), guest.word(shared + 8)),
-        (2 * ROUNDS, 6 * ROUNDS)
-    );
+    for mut guest in guests(2) {
+        let shared = SCRATCH + 0x20000;
+        std::thread::scope(|scope| {
+            for cpu in &mut guest.cpus {
+                scope.spawn(move || {
+                    cpu.in_ring0(Label::Hammer, KERNEL + shared, ROUNDS);
+                    assert_eq!(cpu.run(), 0);
+                });
+            }
+        });
+        assert_eq!(
+            (guest.word(shared), guest.word(shared + 8)),
+            (2 * ROUNDS, 6 * ROUNDS)
+        );
+    }
+}
+
+#[test]
+fn a_page_that_the_kernel_maps_elsewhere_is_elsewhere_for_ring_3() {
+    for mut guest in guests(1) {
+        let frame = USER_PAGES + 0x10_0000;
+        guest.memory.write_obj(1u64, GuestAddress(USER_PAGES)).unwrap();
+        guest.memory.write_obj(2u64, GuestAddress(frame)).unwrap();
+        guest.cpus[0].in_ring3(Label::Remap, USER_PAGES, frame);
+        guest.cpus[0].change(|regs| regs.r13 = SCRATCH);
+        assert_eq!(guest.cpus[0].run(), 0);
+        assert_eq!((guest.word(SCRATCH), guest.word(SCRATCH + 8)), (1, 2));
+    }
 }

@@ -77,6 +77,7 @@ pub fn guest_cpuid(supported: &[kvm_cpuid_entry2], cpu: GuestCpu) -> Vec<kvm_cpu
             0 => entry.eax = entry.eax.max(0xb),
             1 => features(entry, cpu),
             4 if !amd => intel_cache(entry, cpu),
+            0x4000_0001 if cpu.interpreted => entry.eax &= !HYPERCALLS,
             0x8000_0001 if amd => {
                 const CMP_LEGACY: u32 = 1 << 1;
                 entry.ecx = with_bit(entry.ecx, CMP_LEGACY, cpu.count > 1);
@@ -198,6 +199,10 @@ fn frequencies(entries: &mut Vec<kvm_cpuid_entry2>, tsc_khz: u32) {
         });
     }
 }
+
+/// KVM's features that a guest uses by hypercalls: waking a halted CPU, interrupts to several, giving way to another. An
+/// interpreting KVM may never come back from VMCALL.
+const HYPERCALLS: u32 = (1 << 7) | (1 << 11) | (1 << 13);
 
 /// A feature that is kept from guests whose kernels are interpreted: where CPUID has it.
 struct Kept {

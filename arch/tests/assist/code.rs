@@ -77,7 +77,8 @@ berth_guest_fault:
     iretq
 
     // System calls. rax: 0 nothing, 1 end with dil, 2 xsavec to [rdi] with rdx:rsi, 3 xrstor from [rdi] with rdx:rsi,
-    // 4 xsave, 5 xsaveopt, 6 wrmsr nothing but a page walk: store cs and ss at gs:0x40.
+    // 4 xsave, 5 xsaveopt, 6 store CS and SS at gs:0x40,
+    // 7 map the page at rdi to the frame rsi.
     .globl berth_guest_syscall
 berth_guest_syscall:
     mov gs:[0x08], rsp
@@ -97,6 +98,8 @@ berth_guest_syscall:
     je 5f
     cmp rax, 6
     je 6f
+    cmp rax, 7
+    je 7f
 9:  pop r11
     pop rcx
     mov rsp, gs:[0x08]
@@ -124,6 +127,15 @@ berth_guest_syscall:
     mov gs:[0x60], rax
     pushfq
     pop qword ptr gs:[0x68]
+    jmp 9b
+
+7:  mov rax, rdi
+    shr rax, 12
+    and eax, 511
+    lea rdx, [rsi + 0x67]
+    mov r8, 0xffffffff80015000
+    mov [r8 + rax * 8], rdx
+    invlpg [rdi]
     jmp 9b
 
     // Ring 0: each instruction that is to be completed, then the results at rdi.
@@ -321,19 +333,25 @@ berth_guest_vectors:
     syscall
     ret
 
+    // Ring 3: reads the page at rdi, has it mapped to the frame rsi, reads it again; both values go to r13.
+    .globl berth_guest_remap
+berth_guest_remap:
+    mov r12, [rdi]
+    mov eax, 7
+    syscall
+    mov rbx, [rdi]
+    mov [r13], r12
+    mov [r13 + 8], rbx
+    mov eax, 1
+    xor edi, edi
+    syscall
+
     // Ring 3: jumps to the system call's entry without a system call.
     .globl berth_guest_jump
 berth_guest_jump:
     mov r11d, 0x3202
     mov rcx, rdi
     jmp rsi
-
-    // Ring 3: jumps to it with interrupts' flag as a trap flag's victim.
-    .globl berth_guest_stop
-berth_guest_stop:
-    mov eax, 1
-    xor edi, edi
-    syscall
 
     .globl berth_guest_end
 berth_guest_end:
@@ -378,6 +396,7 @@ labels! {
     Calls = berth_guest_calls,
     Touch = berth_guest_touch,
     Vectors = berth_guest_vectors,
+    Remap = berth_guest_remap,
     Jump = berth_guest_jump,
     End = berth_guest_end,
 }

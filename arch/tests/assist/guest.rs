@@ -75,6 +75,13 @@ impl Cpu {
         }
     }
 
+    /// Changes registers.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut kvm_regs)) {
+        let mut regs = self.vcpu.get_regs().unwrap();
+        change(&mut regs);
+        self.vcpu.set_regs(&regs).unwrap();
+    }
+
     /// Puts it at a label in ring 0.
     pub(crate) fn in_ring0(&mut self, label: Label, rdi: u64, rsi: u64) {
         self.set_segments(KERNEL_CS, 0, 0);

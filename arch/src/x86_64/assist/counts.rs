@@ -13,13 +13,15 @@ pub struct AssistCounts {
     pub system_calls: u64,
     /// Page faults that were seen, since they share a handler with system calls, and passed on.
     pub page_faults: u64,
-    /// Instructions that KVM stepped over a breakpoint because the assist could not.
+    /// How often KVM was switched to single steps: over a breakpoint, or for what interpreting left to it.
     pub steps: u64,
     /// Debug exceptions that were the guest's own and passed on.
     pub debug_exceptions: u64,
     /// Faults that completed instructions raised.
     pub faults: u64,
-    /// Instructions, by mnemonic.
+    /// Instructions of ring 0 that were interpreted here, since KVM takes longer.
+    pub interpreted: u64,
+    /// Instructions, by mnemonic, that KVM cannot do.
     pub instructions: BTreeMap<Mnemonic, u64>,
 }
 
@@ -30,6 +32,12 @@ impl AssistCounts {
     }
 }
 
+impl AddAssign for AssistCounts {
+    fn add_assign(&mut self, other: Self) {
+        *self += &other;
+    }
+}
+
 impl AddAssign<&Self> for AssistCounts {
     fn add_assign(&mut self, other: &Self) {
         self.system_calls += other.system_calls;
@@ -37,6 +45,7 @@ impl AddAssign<&Self> for AssistCounts {
         self.steps += other.steps;
         self.debug_exceptions += other.debug_exceptions;
         self.faults += other.faults;
+        self.interpreted += other.interpreted;
         for (mnemonic, count) in &other.instructions {
             *self.instructions.entry(*mnemonic).or_default() += count;
         }
@@ -48,9 +57,10 @@ impl fmt::Display for AssistCounts {
         let named = [
             (self.system_calls, "system calls"),
             (self.page_faults, "page faults passed on"),
-            (self.steps, "single steps"),
+            (self.steps, "switches to single steps"),
             (self.debug_exceptions, "debug exceptions passed on"),
             (self.faults, "faults raised"),
+            (self.interpreted, "instructions interpreted"),
         ];
         let named = named.into_iter().map(|(count, name)| (count, name.to_owned()));
         let instructions = self

@@ -1,5 +1,7 @@
 //! One instruction: decoded, then done to registers and memory as the CPU would have.
 
+use std::sync::atomic::{Ordering, fence};
+
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 
 use super::machine::{Cpu, Exception, Trap, rflags};
@@ -72,7 +74,7 @@ pub fn execute(cpu: &mut Cpu<'_>, bytes: &[u8], beyond: Option<Trap>) -> (Instru
     (instruction, result)
 }
 
-fn perform(cpu: &mut Cpu<'_>, instruction: &Instruction) -> Result<Done, Trap> {
+pub(super) fn perform(cpu: &mut Cpu<'_>, instruction: &Instruction) -> Result<Done, Trap> {
     match instruction.mnemonic() {
         Mnemonic::Int3 => return Ok(Done::Trap(Exception::BREAKPOINT)),
         Mnemonic::Int1 => return Ok(Done::Trap(Exception::DEBUG)),
@@ -204,10 +206,11 @@ fn system(cpu: &mut Cpu<'_>, instruction: &Instruction) -> Result<bool, Trap> {
         | Mnemonic::Prefetcht1
         | Mnemonic::Prefetcht2
         | Mnemonic::Cldemote
-        | Mnemonic::Lfence
-        | Mnemonic::Mfence
-        | Mnemonic::Sfence
-        | Mnemonic::Serialize => Ok(()),
+        | Mnemonic::Sfence => Ok(()),
+        Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Serialize => {
+            fence(Ordering::SeqCst);
+            Ok(())
+        }
         _ => return Ok(false),
     }?;
     Ok(true)

@@ -173,6 +173,19 @@ impl Machine for KvmMachine<'_> {
         read_msrs(self.vcpu, [index]).map(|[value]| value)
     }
 
+    fn set_msr(&mut self, index: u32, value: u64) -> Result<(), AssistError> {
+        let entry = kvm_msr_entry {
+            index,
+            data: value,
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| AssistError::Msr { index })?;
+        match self.vcpu.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))? {
+            1 => Ok(()),
+            _ => Err(AssistError::Msr { index }),
+        }
+    }
+
     fn flush_translations(&mut self, sregs: &kvm_sregs) -> Result<(), AssistError> {
         // A change of CR4.PGE drops all translations, global ones too, as on the CPU.
         let mut changed = *sregs;

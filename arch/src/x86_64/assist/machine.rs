@@ -3,6 +3,7 @@
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
 use super::AssistError;
+use super::paging::Translations;
 use super::xsave::Layout;
 
 /// RFLAGS bits (Intel SDM volume 1, section 3.4.3).
@@ -177,6 +178,8 @@ pub trait Machine {
     fn set_xcr0(&mut self, value: u64) -> Result<bool, AssistError>;
     /// A model-specific register.
     fn msr(&mut self, index: u32) -> Result<u64, AssistError>;
+    /// Sets a model-specific register.
+    fn set_msr(&mut self, index: u32, value: u64) -> Result<(), AssistError>;
     /// Forgets cached translations, where the virtual CPU has such a cache.
     fn flush_translations(&mut self, sregs: &kvm_sregs) -> Result<(), AssistError>;
     /// Random bits.
@@ -191,6 +194,10 @@ pub struct Cpu<'m> {
     pub sregs: kvm_sregs,
     /// Whether `sregs` was changed.
     pub sregs_changed: bool,
+    /// Whether stores to what may be page tables that KVM knows are refused.
+    pub(super) guarded: bool,
+    /// Translations found so far, for as long as they may be kept.
+    pub(super) translations: Option<&'m Translations>,
     /// The rest.
     pub machine: &'m mut dyn Machine,
 }
@@ -202,6 +209,8 @@ impl<'m> Cpu<'m> {
             regs,
             sregs,
             sregs_changed: false,
+            guarded: false,
+            translations: None,
             machine,
         }
     }

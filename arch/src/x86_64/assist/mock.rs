@@ -223,6 +223,11 @@ impl Machine for Mock {
         self.msrs.get(&index).copied().ok_or(AssistError::Msr { index })
     }
 
+    fn set_msr(&mut self, index: u32, value: u64) -> Result<(), AssistError> {
+        self.msrs.insert(index, value);
+        Ok(())
+    }
+
     fn flush_translations(&mut self, _: &kvm_sregs) -> Result<(), AssistError> {
         self.flushes += 1;
         Ok(())

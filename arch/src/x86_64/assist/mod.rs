@@ -5,24 +5,36 @@
 //! around KVM_RUN. Which hosts need it is for [`kind`](super::kind) to say; on others nothing here runs.
 //!
 //! ```text
-//!              before_run ──▶ KVM_RUN ──┬─ KVM_EXIT_INTERNAL_ERROR ─▶ on_unemulated: fetch, decode, execute, run on
-//!                  ▲                    └─ KVM_EXIT_DEBUG ──────────▶ on_debug: system call, or page fault passed on
-//!                  └──────────────────────────────────────────────────────┘
+//!      ┌──────────────────────────────────────────────────────────────────────────┐
+//!      ▼                                                                          │
+//!  before_run ──────▶ KVM_RUN ──┬─ KVM_EXIT_INTERNAL_ERROR ─▶ on_unemulated ──────┤  fetch, decode, execute
+//!  ring 0: interpret            ├─ KVM_EXIT_DEBUG ──────────▶ on_debug ───────────┤  system call or page fault
+//!  here, then one step of KVM   └─ all others, as on any host ────────────────────┘
+//!  ring 3: breakpoints
 //! ```
 //! - [`machine`], [`paging`] and [`operand`] are the vCPU as an instruction sees it; [`execute`] picks the instruction, which
 //!   `integer`, `system`, `x87` and [`xsave`] carry out. All of that runs under test without KVM.
-//! - `vcpu` and `kvm` connect it to a real vCPU.
+//! - `interpret` runs the rest of ring 0 as well, since KVM's emulator takes about a microsecond for an instruction and 13 for one
+//!   that ends in user space. What it does not know, KVM does in a single step. Without it ([`VcpuAssist::interpret_here`]) KVM runs
+//!   ring 0 until something is to be completed.
+//! - `vcpu`, `watch` and `kvm` connect it to a real vCPU.
 //!
-//! A system call appears as a page fault: KVM sets RIP to LSTAR, RCX, R11 and RFLAGS, but stays in ring 3, and the fetch of the
+//! **System calls** appear as page faults: KVM sets RIP to LSTAR, RCX, R11 and RFLAGS, but stays in ring 3, and the fetch of the
 //! kernel's page faults. A breakpoint on the guest's page fault handler catches that, and every real page fault with it. The
-//! breakpoint takes the place of the guest's own hardware breakpoints, which do not fire while it is set.
+//! breakpoints take the place of the guest's own hardware breakpoints, which do not fire while they are set.
 //!
-//! Registers travel with KVM_RUN itself ([`SyncReg`](kvm_ioctls::SyncReg)): what was changed is in the vCPU only once KVM_RUN was
-//! entered again, be it with an immediate exit. Read a vCPU's state after such an entry, never between an `on_…` and KVM_RUN.
+//! **Registers** travel with KVM_RUN itself ([`SyncReg`](kvm_ioctls::SyncReg)), since every other call on a vCPU costs 4 µs here. What
+//! was changed is in the vCPU only once KVM_RUN was entered again, be it with an immediate exit. Read a vCPU's state after such an
+//! entry, never between an `on_…` or `before_run` and KVM_RUN; and set it before the first `before_run` only.
+//!
+//! **What is beyond reach.** KVM raises #UD by itself, without asking, for instructions that its emulator knows but that it does not
+//! offer in CPUID (MOVBE, RDPID): kernels must be told not to use them. Ring 3 sees the CPU as it is: CPUID, XCR0 and the time stamp
+//! counter without the guest's offset. 32-bit code in ring 3 is interpreted by KVM alone.
 
 mod counts;
 pub mod execute;
 mod integer;
+mod interpret;
 mod kvm;
 pub mod machine;
 #[cfg(test)]
@@ -33,6 +45,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod vcpu;
+mod watch;
 mod x87;
 pub mod xsave;
 

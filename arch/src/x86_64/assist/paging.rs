@@ -4,6 +4,9 @@
 //! execute rights, CR0.WP, SMEP, SMAP and RFLAGS.AC; Accessed and Dirty are set as the CPU sets them. The 32-bit formats are left
 //! out: no guest that needs completing runs with them. A walk reads five words at most, wherever the guest's tables point.
 
+use std::cell::{Cell, RefCell};
+
+use super::interpret::may_be_used_entry;
 use super::machine::{Cpu, Exception, Trap, control, rflags};
 
 const PRESENT: u64 = 1 << 0;
@@ -48,6 +51,62 @@ pub enum Segment {
     Stack,
 }
 
+/// Translations of one session at one privilege level.
+pub struct Translations {
+    /// A number for the session: those of others do not count.
+    session: Cell<u64>,
+    slots: RefCell<Vec<Translation>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Translation {
+    session: u64,
+    page: u64,
+    frame: u64,
+}
+
+const TRANSLATIONS: usize = 256;
+
+impl Translations {
+    pub(super) fn new() -> Self {
+        Self {
+            session: Cell::new(0),
+            slots: RefCell::default(),
+        }
+    }
+
+    /// Forgets all of them.
+    pub(super) fn clear(&self) {
+        self.session.set(self.session.get() + 1);
+        let mut slots = self.slots.borrow_mut();
+        if slots.is_empty() {
+            slots.resize(4 * TRANSLATIONS, Translation::default());
+        }
+    }
+
+    fn slot(page: u64, access: Access) -> usize {
+        (page as usize % TRANSLATIONS) * 4 + access as usize
+    }
+
+    fn find(&self, linear: u64, access: Access) -> Option<u64> {
+        let page = linear / PAGE;
+        let slots = self.slots.borrow();
+        let slot = slots.get(Self::slot(page, access))?;
+        (slot.page == page && slot.session == self.session.get()).then_some(slot.frame | (linear % PAGE))
+    }
+
+    fn keep(&self, linear: u64, access: Access, physical: u64) {
+        let page = linear / PAGE;
+        if let Some(slot) = self.slots.borrow_mut().get_mut(Self::slot(page, access)) {
+            *slot = Translation {
+                session: self.session.get(),
+                page,
+                frame: physical - physical % PAGE,
+            };
+        }
+    }
+}
+
 /// What a walk finds: the address, and which entries to mark.
 struct Walk {
     physical: u64,
@@ -73,9 +132,15 @@ impl Cpu<'_> {
             }
             .into());
         }
+        if let Some(physical) = self.translations.and_then(|known| known.find(linear, access)) {
+            return Ok(physical);
+        }
         for _ in 0..RETRIES {
             let walk = self.walk(linear, access, levels)?;
             if self.mark(&walk, access)? {
+                if let Some(known) = self.translations {
+                    known.keep(linear, access, walk.physical);
+                }
                 return Ok(walk.physical);
             }
         }
@@ -234,6 +299,7 @@ impl Cpu<'_> {
         while !rest.is_empty() {
             let (part, tail) = rest.split_at(rest.len().min(left_in_page(at)));
             let physical = self.translate(at, Access::Write, segment)?;
+            self.guard(linear, physical, part.len())?;
             if !self.machine.write(physical, part) {
                 return Err(Trap::NotRam(physical));
             }
@@ -241,6 +307,30 @@ impl Cpu<'_> {
             rest = tail;
         }
         Ok(())
+    }
+
+    /// Refuses a store to what may be page tables that KVM has used. The stack in use is none.
+    fn guard(&self, linear: u64, physical: u64, length: usize) -> Result<(), Trap> {
+        if !self.guarded || linear / PAGE == self.regs.rsp / PAGE {
+            return Ok(());
+        }
+        let start = physical & !7;
+        let end = (physical + length as u64).next_multiple_of(8);
+        let mut words = [0; PAGE as usize];
+        let words = &mut words[..(end - start) as usize];
+        if !self.machine.read(start, words) {
+            return Err(Trap::NotRam(start));
+        }
+        let entry = |word: &[u8]| {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(word);
+            may_be_used_entry(u64::from_le_bytes(raw))
+        };
+        if words.chunks_exact(8).any(entry) {
+            Err(Trap::Unsupported(""))
+        } else {
+            Ok(())
+        }
     }
 
     /// Raises whatever an access to these bytes would raise.
@@ -257,7 +347,8 @@ impl Cpu<'_> {
     }
 }
 
-fn left_in_page(linear: u64) -> usize {
+/// Bytes from here to the end of the page.
+pub(super) fn left_in_page(linear: u64) -> usize {
     (PAGE - linear % PAGE) as usize
 }
 

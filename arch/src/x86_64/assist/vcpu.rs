@@ -2,65 +2,50 @@
 
 use std::sync::Arc;
 
-use iced_x86::Mnemonic;
 use kvm_bindings::{
-    KVM_EXIT_DEBUG, KVM_EXIT_INTERNAL_ERROR, KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE,
-    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_INTERNAL_ERROR_EMULATION, kvm_guest_debug, kvm_regs,
-    kvm_segment, kvm_sregs,
+    KVM_EXIT_DEBUG, KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_HALTED, kvm_mp_state,
+    kvm_regs, kvm_segment,
 };
 use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
 use super::execute::{self, Done, LONGEST};
+use super::interpret::{Decoded, Privileges};
 use super::kvm::{Host, KvmMachine, read_msrs};
-use super::machine::{Cpu, Exception, Trap, control, rflags};
-use super::paging::Segment;
+use super::machine::{Cpu, Exception, Machine, Trap, rflags};
+use super::paging::{Segment, Translations};
+use super::watch::{DebugState, GateCache, is_without_effect};
 use super::{AssistCounts, AssistError};
 
 /// IA32_STAR, IA32_LSTAR, IA32_CSTAR.
 const SYSCALL_MSRS: [u32; 3] = [0xc000_0081, 0xc000_0082, 0xc000_0083];
-/// DR6: which breakpoint, single step.
-const DR6_BREAKPOINT_0: u64 = 1 << 0;
+/// IA32_KERNEL_GS_BASE.
+const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
+/// DR6: the breakpoints used here, single step.
+const DR6_OURS: u64 = 0b11;
 const DR6_STEP: u64 = 1 << 14;
-/// DR7: breakpoint 0 on execution, enabled; bit 10 is always set.
-const DR7_BREAKPOINT_0: u64 = 0x401;
-/// The page fault's vector.
-const PAGE_FAULT: u64 = 14;
-/// Size of a gate in long mode.
-const GATE: u64 = 16;
-/// How many entries into the guest may pass until the IDT's place in memory is looked up again.
-const RELOCATE: u32 = 256;
 
 /// The assist of one vCPU. Use it on the vCPU's own thread, and only where the probe found an interpreting KVM.
 pub struct VcpuAssist {
-    host: Host,
-    counts: AssistCounts,
+    pub(super) host: Host,
+    pub(super) counts: AssistCounts,
     /// Whether KVM hands over registers with each exit.
     synced: bool,
     /// Where the guest's page fault handler starts, which carries the breakpoint.
-    handler: Option<u64>,
+    pub(super) handler: Option<u64>,
+    /// Where all handlers go on, if that can be told: interrupts that come in ring 3 are caught there to be interpreted here.
+    pub(super) common: Option<u64>,
     /// The guest-debug state that KVM has.
-    debug: Debug,
-    gate: GateCache,
+    pub(super) debug: DebugState,
+    pub(super) gate: GateCache,
     /// The guest's STAR, LSTAR, CSTAR when last read.
     syscall_msrs: [u64; 3],
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Debug {
-    Off,
-    /// A breakpoint on the page fault handler.
-    Armed(u64),
-    /// One instruction, then the breakpoint again.
-    Stepping,
-}
-
-/// Where the gate of the page fault lies in guest memory.
-#[derive(Debug, Clone, Copy, Default)]
-struct GateCache {
-    idt: u64,
-    physical: Option<u64>,
-    age: u32,
+    /// Whether ring 0 is interpreted here as far as possible.
+    pub(super) interpreting: bool,
+    decoded: Decoded,
+    translations: Translations,
+    /// Where the guest goes on after the HLT that it is in.
+    halted: Option<u64>,
 }
 
 /// What the CPU pushed for a page fault.
@@ -72,7 +57,7 @@ struct Frame {
     rsp: u64,
 }
 
-fn failed(ioctl: &'static str) -> impl Fn(kvm_ioctls::Error) -> AssistError {
+pub(super) fn failed(ioctl: &'static str) -> impl Fn(kvm_ioctls::Error) -> AssistError {
     move |cause| AssistError::Ioctl { ioctl, cause }
 }
 
@@ -84,10 +69,21 @@ impl VcpuAssist {
             counts: AssistCounts::default(),
             synced: false,
             handler: None,
-            debug: Debug::Off,
+            common: None,
+            debug: DebugState::Off,
             gate: GateCache::default(),
             syscall_msrs: [0; 3],
+            interpreting: true,
+            decoded: Decoded::new(),
+            translations: Translations::new(),
+            halted: None,
         })
+    }
+
+    /// Sets whether ring 0 is interpreted here as far as possible, as it is from the start, or by KVM, which is many times slower. Call it
+    /// before the vCPU runs.
+    pub fn interpret_here(&mut self, on: bool) {
+        self.interpreting = on;
     }
 
     /// What it completed so far.
@@ -102,89 +98,82 @@ impl VcpuAssist {
                 vcpu.set_sync_valid_reg(registers);
             }
             self.synced = true;
-            // The registers come with the first exit; a guest that starts in ring 3 at once has set nothing up for SYSCALL.
+            // From now on they come with each exit.
+            let regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?;
             let sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-            vcpu.sync_regs_mut().sregs = sregs;
+            let events = vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?;
+            let sync = vcpu.sync_regs_mut();
+            (sync.regs, sync.sregs, sync.events) = (regs, sregs, events);
         }
-        if self.debug == Debug::Stepping {
+        if self.interpreting && self.interpret(vcpu)? {
+            return self.step(vcpu);
+        }
+        if self.debug == DebugState::Stepping && !self.interpreting {
             return Ok(());
         }
-        let sregs = &vcpu.sync_regs_mut().sregs;
-        let system_calls = control::EFER_SCE | control::EFER_LMA;
-        if sregs.efer & system_calls != system_calls {
-            return Ok(());
-        }
-        let (idt, limit) = (sregs.idt.base, u64::from(sregs.idt.limit));
-        if limit < (PAGE_FAULT + 1) * GATE - 1 {
-            return Ok(());
-        }
-        if self.gate.idt != idt || self.gate.physical.is_none() || self.gate.age >= RELOCATE {
-            let (regs, sregs) = (vcpu.sync_regs_mut().regs, vcpu.sync_regs_mut().sregs);
-            self.find_gate(vcpu, regs, &sregs);
-        }
-        self.gate.age += 1;
-        match self.read_gate() {
-            Some(handler) if self.debug != Debug::Armed(handler) => self.arm(vcpu, handler),
-            _ => Ok(()),
-        }
+        self.watch(vcpu)
     }
 
-    /// Looks up where the gate lies. It may be out of reach while the kernel sets itself up; then there is none yet.
-    fn find_gate(&mut self, vcpu: &VcpuFd, regs: kvm_regs, sregs: &kvm_sregs) {
+    /// Interprets ring 0 from where it stands. Returns whether KVM is to do a single instruction now.
+    fn interpret(&mut self, vcpu: &mut VcpuFd) -> Result<bool, AssistError> {
+        let sync = vcpu.sync_regs_mut();
+        let events = &sync.events;
+        let delivering = events.exception.injected
+            | events.exception.pending
+            | events.interrupt.injected
+            | events.nmi.injected;
+        let mut known = Privileges {
+            star: self.syscall_msrs[0],
+            kernel_gs: None,
+            nmi: events.nmi.masked != 0,
+        };
+        let (regs, sregs, shadow) = (sync.regs, sync.sregs, events.interrupt.shadow);
+        self.translations.clear();
         let mut machine = KvmMachine {
             vcpu,
             host: &mut self.host,
         };
-        let cpu = Cpu::new(regs, *sregs, &mut machine);
-        let gate = sregs.idt.base.wrapping_add(PAGE_FAULT * GATE);
-        let physical = cpu
-            .translate(gate, super::paging::Access::Table, Segment::Data)
-            .ok();
-        self.gate = GateCache {
-            idt: sregs.idt.base,
-            physical,
-            age: 0,
-        };
-    }
-
-    /// The handler that the gate names, if it is present. IDTs are aligned to their gates, so a gate crosses no page.
-    fn read_gate(&mut self) -> Option<u64> {
-        use vm_memory::{Bytes, GuestAddress};
-        let mut raw = [0; 16];
-        self.host
-            .memory
-            .read_slice(&mut raw, GuestAddress(self.gate.physical?))
-            .ok()?;
-        let gate = u128::from_le_bytes(raw);
-        let present = gate >> 47 & 1 == 1;
-        let offset = (gate & 0xffff) | (gate >> 32 & 0xffff_0000) | (gate >> 32 & 0xffff_ffff_0000_0000);
-        present.then_some(offset as u64)
-    }
-
-    fn arm(&mut self, vcpu: &VcpuFd, handler: u64) -> Result<(), AssistError> {
-        let mut debug = kvm_guest_debug {
-            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP,
-            ..Default::default()
-        };
-        debug.arch.debugreg[0] = handler;
-        debug.arch.debugreg[7] = DR7_BREAKPOINT_0;
-        vcpu.set_guest_debug(&debug)
-            .map_err(failed("KVM_SET_GUEST_DEBUG"))?;
-        self.handler = Some(handler);
-        self.debug = Debug::Armed(handler);
-        Ok(())
-    }
-
-    fn step(&mut self, vcpu: &VcpuFd) -> Result<(), AssistError> {
-        let debug = kvm_guest_debug {
-            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ,
-            ..Default::default()
-        };
-        vcpu.set_guest_debug(&debug)
-            .map_err(failed("KVM_SET_GUEST_DEBUG"))?;
-        self.debug = Debug::Stepping;
-        self.counts.steps += 1;
-        Ok(())
+        let mut cpu = Cpu::new(regs, sregs, &mut machine);
+        if !cpu.can_interpret() {
+            return Ok(false);
+        }
+        if delivering != 0 || self.halted == Some(regs.rip) {
+            return Ok(true);
+        }
+        cpu.guarded = true;
+        cpu.translations = Some(&self.translations);
+        let session = cpu.session(&mut self.decoded, &mut known, &mut self.counts);
+        let (after, after_system, system_changed) = (cpu.regs, cpu.sregs, cpu.sregs_changed);
+        let goes_on = cpu.privilege() == 0;
+        if let Some((base, true)) = known.kernel_gs {
+            machine.set_msr(MSR_KERNEL_GS_BASE, base)?;
+        }
+        self.syscall_msrs[0] = known.star;
+        if session.waiting {
+            // The guest waits for another of its CPUs, which may wait for this thread's.
+            std::thread::yield_now();
+        }
+        self.halted = session.halted.then_some(after.rip);
+        if session.halted {
+            let halted = kvm_mp_state {
+                mp_state: KVM_MP_STATE_HALTED,
+            };
+            vcpu.set_mp_state(halted).map_err(failed("KVM_SET_MP_STATE"))?;
+        }
+        self.counts.interpreted += u64::from(session.done);
+        if after != regs {
+            vcpu.sync_regs_mut().regs = after;
+            vcpu.set_sync_dirty_reg(SyncReg::Register);
+        }
+        if system_changed {
+            vcpu.sync_regs_mut().sregs = after_system;
+            vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+        }
+        if session.done > 0 && shadow != 0 {
+            vcpu.sync_regs_mut().events.interrupt.shadow = 0;
+            vcpu.set_sync_dirty_reg(SyncReg::VcpuEvents);
+        }
+        Ok(goes_on)
     }
 
     /// After KVM_EXIT_DEBUG.
@@ -193,18 +182,27 @@ impl VcpuAssist {
             return Ok(());
         };
         let rip = vcpu.sync_regs_mut().regs.rip;
-        if self.debug == Debug::Stepping {
+        if self.debug == DebugState::Stepping && self.interpreting {
+            if self.follows_page_fault(vcpu, rip) {
+                return self.on_page_fault(vcpu);
+            }
+            if dr6 & DR6_STEP != 0 {
+                return Ok(());
+            }
+        } else if self.debug == DebugState::Stepping {
             if let Some(handler) = self.handler {
                 self.arm(vcpu, handler)?;
             }
             if dr6 & DR6_STEP != 0 {
                 return Ok(());
             }
-        } else if self.debug == Debug::Armed(rip) && dr6 & DR6_STEP == 0 {
+        } else if self.debug == DebugState::Armed(rip) && dr6 & DR6_STEP == 0 {
             return self.on_page_fault(vcpu);
+        } else if self.common == Some(rip) && dr6 & DR6_STEP == 0 {
+            return Ok(());
         }
         self.counts.debug_exceptions += 1;
-        raise_debug(vcpu, dr6 & !DR6_BREAKPOINT_0)
+        raise_debug(vcpu, dr6 & !DR6_OURS)
     }
 
     /// At the first instruction of the page fault handler: was it a system call?
@@ -236,6 +234,9 @@ impl VcpuAssist {
             return Ok(());
         }
         self.counts.page_faults += 1;
+        if self.interpreting {
+            return Ok(());
+        }
         // Get past the breakpoint: the first instruction is one without effect in every kernel built for these CPUs.
         let mut machine = KvmMachine {
             vcpu,
@@ -244,10 +245,7 @@ impl VcpuAssist {
         let mut cpu = Cpu::new(regs, sregs, &mut machine);
         let mut bytes = [0; LONGEST];
         let (length, beyond) = execute::fetch(&cpu, &mut bytes);
-        let simple = matches!(
-            execute::decode(&cpu, &bytes[..length]).mnemonic(),
-            Mnemonic::Endbr64 | Mnemonic::Nop | Mnemonic::Cld | Mnemonic::Clac | Mnemonic::Lfence
-        );
+        let simple = is_without_effect(execute::decode(&cpu, &bytes[..length]).mnemonic());
         if simple && let (_, Ok(Done::Next)) = execute::execute(&mut cpu, &bytes[..length], beyond) {
             let regs = cpu.regs;
             vcpu.sync_regs_mut().regs = regs;

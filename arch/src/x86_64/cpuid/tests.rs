@@ -217,3 +217,24 @@ proptest! {
         prop_assert_eq!(leaf(&guest, 0xb, 1).edx, index);
     }
 }
+
+#[test]
+fn interpreted_guests_are_not_offered_hypercalls() {
+    let mut host = intel();
+    host.push(entry(0x4000_0001, 0, [u32::MAX, 0, 0, 0]));
+    let kvm_features = |interpreted| {
+        let entries = guest_cpuid(
+            &host,
+            GuestCpu {
+                interpreted,
+                ..cpu(0, 2)
+            },
+        );
+        entries
+            .iter()
+            .find(|entry| entry.function == 0x4000_0001)
+            .map(|entry| entry.eax)
+    };
+    assert_eq!(kvm_features(false), Some(u32::MAX));
+    assert_eq!(kvm_features(true), Some(!0x2880));
+}

@@ -136,6 +136,7 @@ build_kernel
 build_root
 for name in vmlinux rootfs.erofs; do
     zstd -q -19 -f -o "$here/$name.zst" "$work/$name"
+    chmod 644 "$here/$name.zst"
 done
 write_manifest
 say "done: kernel $release, $(du -ch "$here"/*.zst | tail -1 | cut -f1) packed"

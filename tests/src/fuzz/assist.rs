@@ -132,6 +132,10 @@ impl Machine for Vm {
         Ok(index.into())
     }
 
+    fn set_msr(&mut self, _: u32, _: u64) -> Result<(), AssistError> {
+        Ok(())
+    }
+
     fn flush_translations(&mut self, _: &kvm_sregs) -> Result<(), AssistError> {
         Ok(())
     }

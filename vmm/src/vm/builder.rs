@@ -199,6 +199,10 @@ fn command_line(spec: &VmSpec, streams: Streams, devices: usize, kind: HostKind)
         line.push(virtio::command_line(devices));
         if kind == HostKind::Interpreted && spec.assist {
             line.push(cpuid::interpreted_command_line());
+            if !shipped {
+                // The shipped kernel has none, and says so.
+                line.push("mitigations=off");
+            }
         }
     }
     line.push(spec.cmdline.as_str());

@@ -283,17 +283,13 @@ fn clear_uninterpretable(entries: &mut [kvm_cpuid_entry2]) {
 ///
 /// An interpreting KVM shows most of the host's user-level features to ring 0 whatever `KVM_SET_CPUID2` said, so Linux is told
 /// again, by number: Linux reads 127 characters of this option, and names do not fit. The other words spare the interpreter work:
-/// patching thousands of lock prefixes away, splitting pages to protect the kernel's own memory, and the high resolution timers'
-/// path through every tick.
+/// patching thousands of lock prefixes away, and splitting pages to protect the kernel's own memory.
 pub fn interpreted_command_line() -> String {
     let numbers: Vec<_> = KEPT
         .iter()
         .map(|feature| (feature.linux_word * 32 + feature.bit).to_string())
         .collect();
-    format!(
-        "noreplace-smp rodata=off highres=off clearcpuid={}",
-        numbers.join(",")
-    )
+    format!("noreplace-smp rodata=off clearcpuid={}", numbers.join(","))
 }
 
 #[cfg(test)]

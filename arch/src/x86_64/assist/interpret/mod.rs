@@ -36,14 +36,24 @@ pub(super) const BUDGET: u32 = 2000;
 /// How many PAUSE end a session.
 const PAUSES: u32 = 16;
 
-/// Decoded instructions by address.
-pub(super) struct Decoded(Vec<Option<(u64, [u8; LONGEST], Instruction)>>);
+/// An instruction, where it lies and its bytes.
+type Slot = Option<(u64, [u8; LONGEST], Instruction)>;
 
-const DECODED: usize = 1 << 14;
+/// Decoded instructions by address. In pieces, made when first used: a small guest needs few.
+pub(super) struct Decoded(Vec<Option<Box<[Slot]>>>);
+
+const PIECES: usize = 1 << 6;
+const PIECE: usize = 1 << 8;
 
 impl Decoded {
     pub(super) fn new() -> Self {
-        Self(Vec::new())
+        Self((0..PIECES).map(|_| None).collect())
+    }
+
+    fn slot(&mut self, rip: u64) -> &mut Slot {
+        let index = (rip ^ (rip >> 14)) as usize % (PIECES * PIECE);
+        let piece = &mut self.0[index / PIECE];
+        &mut piece.get_or_insert_with(|| vec![None; PIECE].into())[index % PIECE]
     }
 }
 
@@ -72,9 +82,6 @@ impl Cpu<'_> {
         known: &mut Privileges,
         counts: &mut AssistCounts,
     ) -> Session {
-        if decoded.0.is_empty() {
-            decoded.0.resize(DECODED, None);
-        }
         let mut session = Session {
             done: 0,
             halted: false,
@@ -83,9 +90,7 @@ impl Cpu<'_> {
         let mut pauses = 0;
         while session.done < BUDGET {
             let rip = self.regs.rip;
-            let Some(instruction) =
-                self.next_instruction(&mut decoded.0[(rip as usize ^ (rip >> 14) as usize) % DECODED])
-            else {
+            let Some(instruction) = self.next_instruction(decoded.slot(rip)) else {
                 break;
             };
             match instruction.mnemonic() {
@@ -136,10 +141,7 @@ impl Cpu<'_> {
         self.fetch(instruction.next_ip(), &mut next).is_ok() && next == [HLT]
     }
 
-    fn next_instruction(
-        &mut self,
-        slot: &mut Option<(u64, [u8; LONGEST], Instruction)>,
-    ) -> Option<Instruction> {
+    fn next_instruction(&mut self, slot: &mut Slot) -> Option<Instruction> {
         let rip = self.regs.rip;
         let mut bytes = [0; LONGEST];
         if let Some((at, known, instruction)) = slot

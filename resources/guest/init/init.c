@@ -76,6 +76,8 @@ static void make_root(void)
 	system_mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
 	system_mount("sys", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
 	system_mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, 0);
+	/* Not part of the overlay: on it containers can lay overlays of their own. */
+	system_mount("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755");
 	mkdir("/dev/pts", 0755);
 	system_mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "ptmxmode=666");
 	mkdir("/dev/shm", 0777);

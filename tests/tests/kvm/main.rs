@@ -4,11 +4,15 @@
 //! tests/run -p berth-tests --test kvm            all of it
 //! tests/run -p berth-tests --test kvm ends::     one module
 //! ```
-//!
 #![forbid(unsafe_code)]
 
 mod bad_input;
 mod codes;
+mod debian;
+mod disk;
 mod ends;
 mod formats;
 mod hostile;
+mod linux;
+mod net;
+mod shipped;

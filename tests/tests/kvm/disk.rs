@@ -1,0 +1,93 @@
+//! Disks: what the guest writes is what the host reads, and nothing acknowledged is lost.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::PathBuf;
+
+use berth_tests::invocation::script;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+const MIB: usize = 1 << 20;
+
+/// A disk of `mib` MiB full of a pattern.
+fn disk(mib: usize) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    fs::write(&path, pattern(mib * MIB, 1)).unwrap();
+    (folder, path)
+}
+
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|at| (at / 512 * seed + at * 3) as u8).collect()
+}
+
+#[test]
+fn a_guest_reads_and_writes_disks_byte_for_byte() {
+    let (_first, writable) = disk(4);
+    let (_second, read_only) = disk(2);
+    let sent = pattern(512 * 3, 5);
+    // The guest copies one disk's start over the other's middle, adds what came on its input, and discards a part.
+    let outcome = script(
+        "set -e
+         cat >/tmp/input
+         dd if=/dev/vdc of=/dev/vdb bs=64k seek=16 count=8 conv=notrunc,fsync 2>/dev/null
+         dd if=/tmp/input of=/dev/vdb bs=512 seek=5000 conv=notrunc,fsync 2>/dev/null
+         blkdiscard -o 0 -l 65536 /dev/vdb || true
+         cat /sys/block/vdb/serial
+         echo
+         cat /sys/block/vdb/size /sys/block/vdc/ro
+         dd if=/dev/zero of=/dev/vdc bs=512 count=1 2>/dev/null && echo 'wrote to a read-only disk'
+         true",
+    )
+    .args(["--disk", &format!("{},serial=data-1", writable.display())])
+    .args(["--disk", &format!("{},ro", read_only.display())])
+    .input(sent.clone())
+    .finish();
+    outcome.expect_code(0);
+    assert_eq!(
+        outcome.out().split_whitespace().collect::<Vec<_>>(),
+        ["data-1", "8192", "1"],
+        "{outcome}"
+    );
+
+    let mut expected = pattern(4 * MIB, 1);
+    let copied = 16 * 65536..24 * 65536;
+    expected[copied].copy_from_slice(&pattern(2 * MIB, 1)[..8 * 65536]);
+    expected[5000 * 512..5000 * 512 + sent.len()].copy_from_slice(&sent);
+    let found = fs::read(&writable).unwrap();
+    assert_eq!(found.len(), expected.len(), "the disk changed its size");
+    // What is discarded has no value that the guest may count on.
+    assert!(
+        found[65536..] == expected[65536..],
+        "the disk differs from what the guest wrote"
+    );
+    assert!(
+        fs::read(&read_only).unwrap() == pattern(2 * MIB, 1),
+        "a read-only disk was written"
+    );
+}
+
+#[test]
+fn nothing_that_the_guest_has_synced_is_lost_when_the_monitor_is_killed() {
+    let (_folder, path) = disk(1);
+    let mut running = script(
+        "for n in 1 2 3 4 5 6 7 8; do
+             printf 'record %d.' $n | dd of=/dev/vdb bs=512 seek=$n conv=notrunc,fsync 2>/dev/null
+             echo synced $n
+         done
+         sleep 1000",
+    )
+    .args(["--disk", path.to_str().unwrap()])
+    .start();
+    running.wait_for("synced 8");
+    running.signal(Signal::KILL);
+    running.finish();
+    let mut bytes = Vec::new();
+    File::open(&path).unwrap().read_to_end(&mut bytes).unwrap();
+    for n in 1..=8 {
+        let record = format!("record {n}.");
+        let found = &bytes[n * 512..n * 512 + record.len()];
+        assert_eq!(String::from_utf8_lossy(found), record);
+    }
+}

@@ -18,7 +18,7 @@ fn python_apt_and_programs_that_fill_vector_registers_run_in_a_debian_root() {
 print(json.dumps([hashlib.sha256(b\"berth\" * 9999).hexdigest()[:16], math.sqrt(2), sum(i * i for i in range(9999))]))'
          chroot /mnt apt-cache -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= policy apt | head -2
          chroot /mnt apt-get --version | head -1
-         chroot /mnt dpkg --verify libc6 && echo verified",
+         chroot /mnt /usr/bin/dpkg --verify libc6 && echo verified",
     )
     .args(["--memory", "512M", "--disk", &format!("{},ro", debian::image().display())])
     .within(Duration::from_secs(400))

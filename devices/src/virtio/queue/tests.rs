@@ -2,7 +2,6 @@ mod wakeups;
 
 use std::os::fd::AsFd;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use super::*;
 use crate::virtio::conformance::ring::{INDIRECT, NEXT, Part, RawDescriptor, Ring, WRITE};
@@ -495,34 +494,4 @@ fn guest_buffers_go_to_and_from_a_file_in_pieces() {
         chain.writable_io(&mut segments, 5, u32::MAX).copy_from(&data),
         2495
     );
-}
-
-#[test]
-#[ignore = "a measurement, for a release build"]
-fn measure_one_chain() {
-    let (mut ring, mut queue, _) = set_up();
-    let rounds = 200_000;
-    for parts in [
-        vec![Part::Write(DATA, 64)],
-        vec![
-            Part::Read(DATA, 16),
-            Part::Write(DATA, 4096),
-            Part::Write(DATA, 1),
-        ],
-    ] {
-        let mut spent = Duration::ZERO;
-        for _ in 0..rounds {
-            for _ in 0..5 {
-                ring.add(&parts);
-            }
-            let start = Instant::now();
-            queue.drain(RequestChain::writable_len);
-            spent += start.elapsed();
-        }
-        println!(
-            "{} descriptors: {} ns a chain",
-            parts.len(),
-            spent.as_nanos() / (rounds * 5)
-        );
-    }
 }

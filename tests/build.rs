@@ -33,6 +33,7 @@ fn main() {
     build("guest", "guest.ld", &["entry.S", "guest.c", "hostile.c"]);
     build("byte", "byte.ld", &["byte.S"]);
     build_program("vectors", "vectors.c");
+    build_program("init", "init.c");
 }
 
 fn guests() -> PathBuf {

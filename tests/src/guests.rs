@@ -22,6 +22,11 @@ pub fn vectors() -> &'static Path {
     Path::new(concat!(env!("OUT_DIR"), "/vectors"))
 }
 
+/// The init of an initramfs (`guests/init.c`): says so and ends the machine with status 21.
+pub fn init() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/init"))
+}
+
 /// The folder of the guest that ships with Berth.
 pub fn shipped() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/guest"))

@@ -21,8 +21,8 @@ use rustix::termios::{LocalModes, Termios, tcgetattr};
 use crate::netns::Netns;
 use crate::{program, tools};
 
-/// How long a program may run unless a test says otherwise. A boot of Linux takes half a minute where KVM interprets.
-const DEADLINE: Duration = Duration::from_secs(300);
+/// How long a program may run unless a test says otherwise. A boot of Linux takes seconds where guest kernels are interpreted.
+const DEADLINE: Duration = Duration::from_secs(150);
 
 /// A program about to be started.
 pub struct Invocation {
@@ -255,6 +255,15 @@ impl Stream {
         }
     }
 
+    /// What has come since this was last asked, up to `text`, if that is there.
+    fn see(&mut self, text: &str) -> Option<String> {
+        let fresh = &self.bytes[self.seen..];
+        let at = find(fresh, text.as_bytes())? + text.len();
+        let said = String::from_utf8_lossy(&fresh[..at]).into_owned();
+        self.seen += at;
+        Some(said)
+    }
+
     fn read(&mut self) {
         let Some(fd) = &self.fd else { return };
         let mut buffer = [0; 8192];
@@ -311,21 +320,15 @@ impl Running {
     /// Waits until its standard output, from the last such wait on, holds `text`; gives what came up to there.
     pub fn wait_for(&mut self, text: &str) -> String {
         self.wait(&format!("standard output holds {text:?}"), |running| {
-            let fresh = &running.output.bytes[running.output.seen..];
-            let at = find(fresh, text.as_bytes())? + text.len();
-            let said = String::from_utf8_lossy(&fresh[..at]).into_owned();
-            running.output.seen += at;
-            Some(said)
+            running.output.see(text)
         })
     }
 
     /// The same for standard error.
-    pub fn wait_for_error(&mut self, text: &str) {
+    pub fn wait_for_error(&mut self, text: &str) -> String {
         self.wait(&format!("standard error holds {text:?}"), |running| {
-            let at = find(&running.errors.bytes[running.errors.seen..], text.as_bytes())?;
-            running.errors.seen += at + text.len();
-            Some(())
-        });
+            running.errors.see(text)
+        })
     }
 
     /// Waits for its end, but for no more output.

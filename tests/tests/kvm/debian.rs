@@ -1,7 +1,5 @@
 //! Debian's own programs run unchanged in the shipped kernel.
 
-use std::time::Duration;
-
 use berth_tests::debian;
 use berth_tests::invocation::script;
 
@@ -13,15 +11,15 @@ fn python_apt_and_programs_that_fill_vector_registers_run_in_a_debian_root() {
          mount -t tmpfs tmpfs /mnt/tmp
          mount --bind /proc /mnt/proc
          mount --bind /dev /mnt/dev
-         chroot /mnt /opt/vectors
-         chroot /mnt python3 -c 'import hashlib, json, math
+         in_debian() { chroot /mnt /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \"$@\"; }
+         in_debian /opt/vectors
+         in_debian python3 -c 'import hashlib, json, math
 print(json.dumps([hashlib.sha256(b\"berth\" * 9999).hexdigest()[:16], math.sqrt(2), sum(i * i for i in range(9999))]))'
-         chroot /mnt apt-cache -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= policy apt | head -2
-         chroot /mnt apt-get --version | head -1
-         chroot /mnt /usr/bin/dpkg --verify libc6 && echo verified",
+         in_debian apt-get --version | head -n 1
+         in_debian apt-cache -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= policy python3
+         in_debian dpkg --verify libc6 && echo verified",
     )
-    .args(["--memory", "512M", "--disk", &format!("{},ro", debian::image().display())])
-    .within(Duration::from_secs(400))
+    .args(["--disk", &format!("{},ro", debian::image().display())])
     .finish();
     outcome.expect_code(0);
     let out = outcome.out();
@@ -31,7 +29,7 @@ print(json.dumps([hashlib.sha256(b\"berth\" * 9999).hexdigest()[:16], math.sqrt(
         lines[1], "[\"37dfcf267fd14fcf\", 1.4142135623730951, 333183354999]",
         "{outcome}"
     );
-    assert!(out.contains("Installed: 2.6"), "{outcome}");
-    assert!(out.contains("apt 2.6"), "{outcome}");
+    assert!(lines[2].starts_with("apt 2."), "{outcome}");
+    assert!(out.contains("python3:\n  Installed: 3."), "{outcome}");
     assert!(out.ends_with("verified\n"), "{outcome}");
 }

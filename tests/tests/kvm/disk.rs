@@ -34,9 +34,7 @@ fn a_guest_reads_and_writes_disks_byte_for_byte() {
          dd if=/dev/vdc of=/dev/vdb bs=64k seek=16 count=8 conv=notrunc,fsync 2>/dev/null
          dd if=/tmp/input of=/dev/vdb bs=512 seek=5000 conv=notrunc,fsync 2>/dev/null
          blkdiscard -o 0 -l 65536 /dev/vdb || true
-         cat /sys/block/vdb/serial
-         echo
-         cat /sys/block/vdb/size /sys/block/vdc/ro
+         echo $(cat /sys/block/vdb/serial) $(cat /sys/block/vdb/size /sys/block/vdc/ro)
          dd if=/dev/zero of=/dev/vdc bs=512 count=1 2>/dev/null && echo 'wrote to a read-only disk'
          true",
     )
@@ -45,11 +43,7 @@ fn a_guest_reads_and_writes_disks_byte_for_byte() {
     .input(sent.clone())
     .finish();
     outcome.expect_code(0);
-    assert_eq!(
-        outcome.out().split_whitespace().collect::<Vec<_>>(),
-        ["data-1", "8192", "1"],
-        "{outcome}"
-    );
+    assert_eq!(outcome.out(), "data-1 8192 1\n", "{outcome}");
 
     let mut expected = pattern(4 * MIB, 1);
     let copied = 16 * 65536..24 * 65536;

@@ -16,3 +16,4 @@ mod hostile;
 mod linux;
 mod net;
 mod shipped;
+mod streams;

@@ -25,7 +25,7 @@ fn noise(len: usize) -> Vec<u8> {
 fn pings_and_a_tcp_transfer_pass_both_ways_unchanged() {
     let netns = Netns::with_tap("tap0", "10.77.0.1/24");
     let listener = netns.enter(|| TcpListener::bind("10.77.0.1:7000")).unwrap();
-    let sent = noise(2 * MIB);
+    let sent = noise(4 * MIB);
     let expected = sent.clone();
     // The host sends all of it; the guest keeps it, sends it back, and says its checksum.
     let server = std::thread::spawn(move || {

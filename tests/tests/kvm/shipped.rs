@@ -39,8 +39,8 @@ fn an_interactive_shell_on_a_terminal_works_and_leaves_it_as_it_was() {
     running.wait_for("42 /dev/");
     running.wait_for("# ");
     // Ctrl-C is the guest's and interrupts what runs there.
-    running.send("sh -c 'echo be\"\"gun; cat'\r");
-    running.wait_for("begun");
+    running.send("sh -c 'echo run\"\"ning; cat'\r");
+    running.wait_for("running");
     running.send("\x03");
     running.wait_for("# ");
     running.send("\x01h");

@@ -484,6 +484,8 @@ fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
 pub struct Terminal {
     controller: OwnedFd,
     end: OwnedFd,
+    /// Its settings before any program had it.
+    before: Termios,
 }
 
 impl Terminal {
@@ -498,7 +500,12 @@ impl Terminal {
                 OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,
                 rustix::fs::Mode::empty(),
             )?;
-            Ok(Self { controller, end })
+            let before = tcgetattr(&end)?;
+            Ok(Self {
+                controller,
+                end,
+                before,
+            })
         };
         make().unwrap_or_else(|error| panic!("the host gives no pseudo-terminal: {error}"))
     }
@@ -512,12 +519,17 @@ impl Terminal {
         self.controller.try_clone().expect("descriptors are not used up")
     }
 
-    /// Its settings.
-    pub fn settings(&self) -> Termios {
+    fn settings(&self) -> Termios {
         tcgetattr(&self.end).expect("it is a terminal")
     }
 
-    /// Whether it edits lines and echoes, as for a shell, or is raw.
+    /// Fails unless its settings are what they were before the program had it.
+    #[track_caller]
+    pub fn expect_as_before(&self) {
+        assert_eq!(format!("{:?}", self.settings()), format!("{:?}", self.before));
+    }
+
+    /// Whether it passes every byte on as it is, or edits lines and echoes.
     pub fn is_raw(&self) -> bool {
         !self
             .settings()

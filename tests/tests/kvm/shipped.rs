@@ -32,7 +32,6 @@ fn bytes_of_every_value_pass_unchanged_and_four_processors_are_four() {
 #[test]
 fn an_interactive_shell_on_a_terminal_works_and_leaves_it_as_it_was() {
     let mut running = run::<&str>([]).on_terminal().start();
-    let before = running.terminal().settings();
     running.wait_for("# ");
     assert!(running.terminal().is_raw());
     running.send("echo $((6*7)) $(tty)\r");
@@ -47,8 +46,7 @@ fn an_interactive_shell_on_a_terminal_works_and_leaves_it_as_it_was() {
     running.wait_for("ends the VM");
     running.send("\x01x");
     running.wait_for_end();
-    let after = running.terminal().settings();
-    assert_eq!(format!("{before:?}"), format!("{after:?}"));
+    running.terminal().expect_as_before();
     let outcome = running.finish();
     outcome.expect_code(0);
 }

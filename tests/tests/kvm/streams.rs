@@ -128,10 +128,9 @@ fn doctor_finds_this_host_fit_to_run_guests() {
 #[track_caller]
 fn restores_the_terminal(task: &str, code: i32, end: impl FnOnce(&mut Running)) {
     let mut running = tiny(task).on_terminal().start();
-    let before = format!("{:?}", running.terminal().settings());
     end(&mut running);
     running.wait_for_end();
-    assert_eq!(format!("{:?}", running.terminal().settings()), before, "{task}");
+    running.terminal().expect_as_before();
     running.finish().expect_code(code);
 }
 

@@ -14,6 +14,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
     ("setsid", "util-linux"),
+    ("taskset", "util-linux"),
     ("unshare", "util-linux"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),

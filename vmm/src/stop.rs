@@ -1,5 +1,6 @@
 //! How a VM ends: the reason is stored first, then whoever waits is woken, so that no exit is ever misread.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -28,6 +29,8 @@ pub enum StopReason {
 /// Holds the first reason given and wakes the control thread.
 pub struct StopCell {
     reason: Mutex<Option<StopReason>>,
+    /// Whether there is one, for vCPU threads, which ask after every port access.
+    stopped: AtomicBool,
     wake: EventFd,
 }
 
@@ -36,6 +39,7 @@ impl StopCell {
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             reason: Mutex::new(None),
+            stopped: AtomicBool::new(false),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
     }
@@ -46,6 +50,7 @@ impl StopCell {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(reason);
+        self.stopped.store(true, Ordering::Release);
         // Fails only when the counter is full, and then the waiter is awake anyway.
         let _ = self.wake.write(1);
     }
@@ -53,6 +58,11 @@ impl StopCell {
     /// The reason, if there is one.
     pub fn reason(&self) -> Option<StopReason> {
         self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether there is a reason. Takes no lock.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
     }
 
     /// Readable from the moment there is a reason.
@@ -70,9 +80,11 @@ mod tests {
         let cell = StopCell::new().unwrap();
         assert_eq!(cell.reason(), None);
         assert!(cell.wake().read().is_err());
+        assert!(!cell.is_stopped());
         cell.stop(StopReason::Exit(3));
         cell.stop(StopReason::Reset);
         assert_eq!(cell.reason(), Some(StopReason::Exit(3)));
         assert_eq!(cell.wake().read().unwrap(), 2);
+        assert!(cell.is_stopped());
     }
 }

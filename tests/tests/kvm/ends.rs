@@ -17,6 +17,16 @@ fn a_byte_on_the_exit_port_is_the_exit_code_and_needs_no_words() {
 }
 
 #[test]
+fn a_guest_that_has_ended_itself_does_not_run_on() {
+    for _ in 0..20 {
+        // On one processor the thread that ends the VM has to wait for the one that runs the guest.
+        let outcome = tiny("linger:7").behind(["taskset", "--cpu-list", "0"]).finish();
+        outcome.expect_code(7);
+        assert_eq!(outcome.out(), "", "{outcome}");
+    }
+}
+
+#[test]
 fn shutdown_by_acpi_ends_with_0_and_needs_no_words() {
     let outcome = tiny("shutdown").finish();
     outcome.expect_code(codes::SHUTDOWN);

@@ -114,7 +114,14 @@ fn run_until_kicked(parts: &mut VcpuParts) -> Result<(), StopReason> {
         }
         match exits::enter(&mut parts.vcpu, &parts.mmio) {
             Outcome::Handled => {}
-            Outcome::Port => exits::port_access(&mut parts.vcpu, &parts.ports),
+            Outcome::Port => {
+                exits::port_access(&mut parts.vcpu, &parts.ports);
+                // A guest that has just ended itself must not run on until the control thread gets to it: Linux would
+                // say on its console that the power is still on.
+                if let Some(reason) = ended(&parts.stop) {
+                    return Err(reason);
+                }
+            }
             Outcome::Interrupted => return Ok(()),
             Outcome::Debug => match &mut parts.assist {
                 Some(assist) => assist.on_debug(&mut parts.vcpu).map_err(|error| fault(&error))?,
@@ -133,6 +140,11 @@ fn run_until_kicked(parts: &mut VcpuParts) -> Result<(), StopReason> {
             Outcome::Stop(reason) => return Err(reason),
         }
     }
+}
+
+/// The reason for the end of the VM, if there is one.
+fn ended(stop: &StopCell) -> Option<StopReason> {
+    if stop.is_stopped() { stop.reason() } else { None }
 }
 
 fn fault(error: &AssistError) -> StopReason {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use berth_devices::virtio::device::{QueueState, StartError, VirtioDevice};
+use berth_devices::virtio::device::{DeviceState, DeviceStateError, QueueState, StartError, VirtioDevice};
 use berth_devices::virtio::handle::{DeviceHandle, StartQueue};
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
@@ -167,6 +167,19 @@ impl DeviceHandle for IoDevice {
     fn stop(&self) -> Vec<(u16, QueueState)> {
         self.call(|thread: &mut OnThread<'_>| thread.stop())
             .unwrap_or_default()
+    }
+
+    fn save(&self) -> DeviceState {
+        self.call(|thread| thread.slot().map(|slot| slot.device.save()))
+            .flatten()
+            .unwrap_or_else(DeviceState::none)
+    }
+
+    fn restore(&self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let state = state.clone();
+        self.call(move |thread| thread.slot().map(|slot| slot.device.restore(&state)))
+            .flatten()
+            .unwrap_or(Ok(()))
     }
 }
 

@@ -14,6 +14,8 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -41,6 +43,61 @@ pub struct QueueState {
     pub next_avail: u16,
     /// Index of the next used-ring entry the device will write.
     pub next_used: u16,
+}
+
+/// What a device remembers beyond its queues, for a snapshot: data of the device's own type, under that type's version.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceState {
+    /// Version of the type; 0 where there is nothing to remember.
+    pub version: u32,
+    /// The data.
+    pub data: serde_json::Value,
+}
+
+/// Why a device cannot become what was saved.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceStateError {
+    /// Saved by a Berth that knew more, or less.
+    #[error("its state has version {found}, but this Berth reads version {expected}")]
+    Version {
+        /// In the state.
+        found: u32,
+        /// What the device reads.
+        expected: u32,
+    },
+    /// The data does not fit the type, or its values not the device.
+    #[error("its state cannot be used: {0}")]
+    Data(String),
+}
+
+impl DeviceState {
+    /// Nothing to remember.
+    pub fn none() -> Self {
+        Self {
+            version: 0,
+            data: serde_json::Value::Null,
+        }
+    }
+
+    /// `state`, of this version of its type. The type must be one that JSON can hold: maps have strings for keys.
+    pub fn new(version: u32, state: &impl Serialize) -> Self {
+        let data = serde_json::to_value(state).unwrap_or_else(|error| {
+            tracing::error!("a device's state cannot be written: {error}");
+            serde_json::Value::Null
+        });
+        Self { version, data }
+    }
+
+    /// The state, if it is of `version`.
+    pub fn read<T: DeserializeOwned>(&self, version: u32) -> Result<T, DeviceStateError> {
+        if self.version != version {
+            return Err(DeviceStateError::Version {
+                found: self.version,
+                expected: version,
+            });
+        }
+        T::deserialize(&self.data).map_err(|error| DeviceStateError::Data(error.to_string()))
+    }
 }
 
 /// How a device reaches the driver. Given by the transport, shared by the queues of one device.
@@ -119,4 +176,12 @@ pub trait VirtioDevice: Send {
     }
     /// The source that the device called `token` is ready. Spurious calls are harmless.
     fn process_event(&mut self, _token: u32) {}
+    /// What the device remembers beyond its queues, which are stopped: what a driver could tell it by, nothing of the host.
+    fn save(&self) -> DeviceState {
+        DeviceState::none()
+    }
+    /// Becomes what was saved; its queues are stopped. On an error nothing has changed.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        state.read::<()>(0)
+    }
 }

@@ -5,7 +5,7 @@
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{QueueResources, QueueState, StartError};
+use super::device::{DeviceState, DeviceStateError, QueueResources, QueueState, StartError};
 
 /// A queue to be started.
 pub struct StartQueue {
@@ -27,6 +27,10 @@ pub trait DeviceHandle: Send + Sync {
     fn start(&self, queues: Vec<StartQueue>) -> Result<(), StartError>;
     /// Stops every started queue, with nothing in flight, and returns where each stood, by ascending index.
     fn stop(&self) -> Vec<(u16, QueueState)>;
+    /// What the device remembers beyond its queues, which are stopped.
+    fn save(&self) -> DeviceState;
+    /// Has the device, its queues stopped, become what was saved.
+    fn restore(&self, state: &DeviceState) -> Result<(), DeviceStateError>;
 }
 
 /// Who brings a driver's notification to a queue without the vCPU thread. In a VM that is KVM's ioeventfd.

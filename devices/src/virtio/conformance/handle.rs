@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::poll::{PollContext, WatchingEvents};
 
-use crate::virtio::device::{QueueState, StartError, VirtioDevice};
+use crate::virtio::device::{DeviceState, DeviceStateError, QueueState, StartError, VirtioDevice};
 use crate::virtio::handle::{DeviceHandle, StartQueue};
 
 /// How long [`LocalHandle::wait`] gives a device's own descriptors to become ready.
@@ -155,6 +155,24 @@ impl DeviceHandle for LocalHandle {
 
     fn stop(&self) -> Vec<(u16, QueueState)> {
         self.lock().stop()
+    }
+
+    fn save(&self) -> DeviceState {
+        let local = self.lock();
+        assert!(
+            local.started.is_empty(),
+            "state is saved while queues stand still"
+        );
+        local.device.save()
+    }
+
+    fn restore(&self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let mut local = self.lock();
+        assert!(
+            local.started.is_empty(),
+            "state is restored while queues stand still"
+        );
+        local.device.restore(state)
     }
 }
 

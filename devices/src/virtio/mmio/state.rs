@@ -6,7 +6,7 @@ use virtio_bindings::bindings::virtio_config::{
 };
 
 use super::{MmioTransport, Registers};
-use crate::virtio::device::QueueState;
+use crate::virtio::device::{DeviceState, DeviceStateError, QueueState};
 
 /// A queue as the driver set it up, unchecked until it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ impl QueueSetup {
     }
 }
 
-/// All that a transport remembers, the positions of its queues included. Version 1.
+/// All that a transport remembers, the positions of its queues and the device's own state included. Version 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MmioState {
     /// Device type, to refuse the state of another device.
@@ -58,6 +58,8 @@ pub struct MmioState {
     pub queue_sel: u32,
     /// Each queue's set-up and, if it was running, where it stood.
     pub queues: Vec<(QueueSetup, Option<QueueState>)>,
+    /// What the device behind it remembers.
+    pub device: DeviceState,
 }
 
 /// Why a state cannot be saved or restored.
@@ -96,6 +98,9 @@ pub enum RestoreError {
         /// The queue.
         index: u16,
     },
+    /// The device's own state.
+    #[error(transparent)]
+    Device(#[from] DeviceStateError),
 }
 
 impl MmioTransport {
@@ -123,6 +128,7 @@ impl MmioTransport {
                 .zip(&registers.queues)
                 .map(|(index, setup)| (*setup, at(index)))
                 .collect(),
+            device: self.device.save(),
         })
     }
 
@@ -135,6 +141,7 @@ impl MmioTransport {
             return Err(RestoreError::Running);
         }
         self.check(state)?;
+        self.device.restore(&state.device)?;
         for index in (0..).take(self.kicks.len()) {
             self.detach(&mut registers, index);
         }

@@ -115,6 +115,8 @@ pub const CMOS_DATA_PORT: u16 = 0x71;
 pub const CMOS_GSI: u32 = 8;
 /// Exit port: a byte written here ends the VM with that status.
 pub const EXIT_PORT: u16 = 0xf4;
+/// Ready port: a guest writes 1 here when it has started and waits for what it is to do.
+pub const READY_PORT: u16 = 0xf5;
 /// pvpanic (QEMU's `docs/specs/pvpanic`).
 pub const PVPANIC_PORT: u16 = 0x505;
 

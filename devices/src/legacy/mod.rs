@@ -8,6 +8,7 @@
 //! | 0x70 (2) | [`Cmos`]: clock with the host's time |
 //! | 0x80 | [`DelayPort`]: takes the writes that kernels make to wait a microsecond |
 //! | 0xf4 | [`ExitPort`]: ends the VM with a status |
+//! | 0xf5 | [`ReadyPort`]: a guest says that it waits for its work |
 //! | 0x505 | [`Pvpanic`]: a guest kernel says that it crashed |
 //! | 0x600 (5) | [`AcpiPm`]: power off, reset, power button |
 //!
@@ -24,6 +25,7 @@ mod exit;
 mod i8042;
 mod pit;
 mod pvpanic;
+mod ready;
 mod serial;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +37,7 @@ pub use exit::ExitPort;
 pub use i8042::{I8042, I8042State};
 pub use pit::{CounterState, Pit, PitState};
 pub use pvpanic::Pvpanic;
+pub use ready::ReadyPort;
 pub use serial::{SerialPort, SerialPortState};
 
 use crate::bus::BusDevice;
@@ -48,6 +51,8 @@ pub enum MachineEvent {
     Reset,
     /// It wrote this status to the exit port.
     Exit(u8),
+    /// It has started and waits for what it is to do: the moment for a snapshot.
+    Ready,
     /// Its kernel panicked.
     Panicked,
     /// Its kernel crashed and has loaded another one that looks into it.

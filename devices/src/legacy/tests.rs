@@ -36,6 +36,7 @@ fn devices() -> Vec<Arc<dyn BusDevice>> {
         Arc::new(Cmos::new()),
         Arc::new(DelayPort::default()),
         Arc::new(ExitPort::new(events())),
+        Arc::new(ReadyPort::new(events())),
         Arc::new(Pvpanic::new(events())),
         Arc::new(AcpiPm::new(irq(), events())),
     ]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use berth_devices::bus::BusDevice;
 use berth_devices::legacy::{
-    AcpiPm, Cmos, DelayPort, ExitPort, I8042, MachineEvents, Pit, Pvpanic, SerialPort,
+    AcpiPm, Cmos, DelayPort, ExitPort, I8042, MachineEvents, Pit, Pvpanic, ReadyPort, SerialPort,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -14,7 +14,7 @@ pub(super) fn run(data: &[u8]) {
     let events: MachineEvents = Arc::new(|_| {});
     let serial =
         Arc::new(SerialPort::new(irq(), Box::new(io::sink())).expect("the host gives event descriptors"));
-    let devices: [Arc<dyn BusDevice>; 8] = [
+    let devices: [Arc<dyn BusDevice>; 9] = [
         serial.clone(),
         Arc::new(Pit::new()),
         Arc::new(I8042::new(events.clone())),
@@ -23,7 +23,8 @@ pub(super) fn run(data: &[u8]) {
         Arc::new(DelayPort::default()),
         Arc::new(ExitPort::new(events.clone())),
         Arc::new(Pvpanic::new(events.clone())),
-        Arc::new(AcpiPm::new(irq(), events)),
+        Arc::new(AcpiPm::new(irq(), events.clone())),
+        Arc::new(ReadyPort::new(events)),
     ];
     for access in data.chunks_exact(4) {
         let [choice, offset, size, value] = [access[0], access[1], access[2], access[3]];

@@ -7,7 +7,8 @@ use berth_arch::x86_64::layout;
 use berth_devices::bus::Bus;
 use berth_devices::irqchip::PicStub;
 use berth_devices::legacy::{
-    AcpiPm, At, Cmos, DelayPort, ExitPort, I8042, MachineEvent, MachineEvents, Pit, Pvpanic, SerialPort,
+    AcpiPm, At, Cmos, DelayPort, ExitPort, I8042, MachineEvent, MachineEvents, Pit, Pvpanic, ReadyPort,
+    SerialPort,
 };
 
 use super::BuildError;
@@ -76,6 +77,11 @@ impl Ports {
             Arc::new(ExitPort::new(events.clone())),
         )?;
         bus.insert(
+            layout::READY_PORT.into(),
+            1,
+            Arc::new(ReadyPort::new(events.clone())),
+        )?;
+        bus.insert(
             layout::PVPANIC_PORT.into(),
             1,
             Arc::new(Pvpanic::new(events.clone())),
@@ -102,6 +108,10 @@ pub(crate) fn machine_events(stop: Arc<StopCell>, panic: PanicMessage) -> Machin
                 Some(message) => StopReason::Panicked(Some(message)),
                 None => StopReason::Reset,
             },
+            MachineEvent::Ready => {
+                tracing::debug!("the guest is ready");
+                return;
+            }
             MachineEvent::Panicked | MachineEvent::CrashLoaded => StopReason::Panicked(panic.get()),
         };
         stop.stop(reason);

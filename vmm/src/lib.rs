@@ -2,6 +2,7 @@
 
 pub mod cli;
 mod console;
+pub mod control;
 pub mod doctor;
 mod event;
 pub mod exit_code;
@@ -10,6 +11,7 @@ mod guest;
 mod io_thread;
 mod irq;
 pub mod logging;
+pub mod machine;
 mod memory;
 pub mod run;
 mod signals;

@@ -1,22 +1,23 @@
-//! `berth run`: one VM in the foreground, from its start to the reason for its end.
+//! `berth run`: one machine in the foreground, from its start to the reason for its end.
 //!
-//! The calling thread becomes the control thread: it waits for the guest's end, signals, input and the time limit, all in
-//! one poll.
+//! The calling thread becomes the control thread: it waits for the guest's end, signals, calls of other threads, input and
+//! the time limit, all in one poll.
+#![forbid(unsafe_code)]
 
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::console::{self, Console, RawTerminal, Request, Stdio};
-use crate::guest::Streams;
+use crate::console::{self, Request};
+use crate::control::{self, ControlHandle, Inbox};
+use crate::event;
+use crate::machine::{Live, Machine, MachineError};
 use crate::signals::Signals;
-use crate::spec::{SerialSpec, ValidSpec};
+use crate::spec::VmSpec;
 use crate::stop::StopReason;
 use crate::timing::Timing;
-use crate::vm::{self, BuildError, Built, Vm};
-use crate::{event, footprint};
 
 /// How to run, apart from what the VM is.
 #[derive(Debug, Clone, Copy)]
@@ -25,155 +26,132 @@ pub struct RunOptions {
     pub boot_timing: bool,
     /// When the program started.
     pub start: Instant,
+    /// Whether to wait for somebody to start the machine by the control handle, instead of starting it at once.
+    pub wait: bool,
 }
 
-/// Why a VM could not be run. Displays as a sentence.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The VM could not be built.
-    #[error(transparent)]
-    Build(#[from] BuildError),
-    /// The control thread cannot do its work.
-    #[error("the host refused {what}: {cause}")]
-    Host {
-        /// What was asked for.
-        what: &'static str,
-        /// What the system said.
-        cause: io::Error,
-    },
+fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
+    move |cause| MachineError::Host { what, cause }
 }
 
-impl RunError {
-    /// Whether what the user asked for is wrong, and not the host or Berth.
-    pub fn is_user(&self) -> bool {
-        match self {
-            Self::Build(error) => error.is_user(),
-            Self::Host { .. } => false,
-        }
-    }
-}
-
-fn host(what: &'static str) -> impl Fn(io::Error) -> RunError {
-    move |cause| RunError::Host { what, cause }
-}
-
-/// Runs the VM that `spec` describes until it ends.
-pub fn run(spec: &ValidSpec, options: RunOptions) -> Result<StopReason, RunError> {
+/// Runs the machine that `spec` describes until it ends. `serve` is called first with the way to the control thread, for
+/// threads that drive the machine; what it returns is dropped when the machine has ended.
+pub fn run<S>(
+    spec: VmSpec,
+    options: RunOptions,
+    serve: impl FnOnce(ControlHandle) -> Result<S, MachineError>,
+) -> Result<StopReason, MachineError> {
     let mut timing = Timing::new(options.boot_timing, options.start);
     timing.mark("arguments");
+    // Before any thread is started: it concerns them all.
     let signals = Signals::take().map_err(host("a signal descriptor"))?;
-    let Built { mut vm, mut console } = vm::build(spec, streams(spec), &mut timing)?;
-    let terminal = take_terminal(spec, &mut console)?;
-    vm.start()?;
-    footprint::drop_start_up_pages();
-    let deadline = spec.timeout.filter(|&seconds| seconds > 0).map(|seconds| {
-        let limit = Duration::from_secs(seconds);
-        // A limit past the end of time is none.
-        options.start.checked_add(limit)
-    });
-    let otherwise = control(&mut vm, &mut console, &signals, deadline.flatten());
-    let first_run = vm.first_run();
-    let ended = vm.stop(otherwise.unwrap_or_else(|cause| {
+    let (handle, inbox) = control::channel().map_err(host("an event descriptor"))?;
+    let mut machine = Machine::new(spec, timing);
+    let served = serve(handle)?;
+    if !options.wait {
+        machine.start()?;
+    }
+    let otherwise = control(&mut machine, &inbox, &signals).unwrap_or_else(|cause| {
         StopReason::Fault(format!("the control thread cannot wait for events: {cause}"))
-    }));
-    drop(terminal);
-    if let Some(counts) = &ended.assist {
-        tracing::info!("assist: {counts}");
-    }
-    if let Some(first_run) = first_run {
-        timing.mark_at("vCPU thread", first_run);
-    }
+    });
+    let reason = machine.finish(otherwise);
+    drop((inbox, served));
     // Whoever has closed standard error does not want the report.
-    let _ = io::stderr().write_all(timing.report().as_bytes());
-    Ok(ended.reason)
+    let _ = io::stderr().write_all(machine.timing_report().as_bytes());
+    Ok(reason)
 }
 
-/// How the shipped guest's streams lead to the host's.
-fn streams(spec: &ValidSpec) -> Streams {
-    let terminal = Streams::Terminal { rows: 0, columns: 0 };
-    match spec.serial {
-        SerialSpec::Stdio => match console::stdio() {
-            Stdio::Terminal { rows, columns } => Streams::Terminal { rows, columns },
-            Stdio::Piped => Streams::Piped,
-        },
-        SerialSpec::Pty | SerialSpec::Socket(_) => terminal,
-        SerialSpec::Null | SerialSpec::File(_) if spec.command.is_empty() => terminal,
-        SerialSpec::Null | SerialSpec::File(_) => Streams::Piped,
-    }
+/// What the control thread waits for, and what of it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signal,
+    Call,
+    Stop,
+    Room,
+    Input,
 }
 
-/// Makes the user's terminal raw if the guest's console is on it, and looks for Berth's keys from then on.
-fn take_terminal(spec: &ValidSpec, console: &mut Console) -> Result<Option<RawTerminal>, RunError> {
-    let on_terminal = spec.serial == SerialSpec::Stdio
-        && (spec.kernel.is_some() || matches!(console::stdio(), Stdio::Terminal { .. }));
-    if !on_terminal {
-        return Ok(None);
-    }
-    let terminal = RawTerminal::take().map_err(host("a raw terminal"))?;
-    if terminal.is_some() {
-        console.input.watch_keys();
-    }
-    Ok(terminal)
-}
-
-/// Serves input and signals until there is a reason to stop.
-fn control(
-    vm: &mut Vm,
-    console: &mut Console,
-    signals: &Signals,
-    deadline: Option<Instant>,
-) -> Result<StopReason, Errno> {
-    let (stop, com1) = (vm.stop_cell().clone(), vm.com1().clone());
+/// Serves calls, input and signals until there is a reason to stop.
+fn control(machine: &mut Machine, inbox: &Inbox, signals: &Signals) -> Result<StopReason, Errno> {
     loop {
-        console.input.deliver(|bytes| com1.enqueue(bytes));
-        let source = console.input.source();
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(event::borrow(stop.wake()), PollFlags::IN),
-            PollFd::new(signals, PollFlags::IN),
-            PollFd::from_borrowed_fd(event::borrow(com1.input_space()), PollFlags::IN),
-        ];
-        if let Some(source) = source {
-            fds.push(PollFd::from_borrowed_fd(source, PollFlags::IN));
-        }
-        let timeout = match deadline.map(remaining) {
-            Some(None) => return Ok(StopReason::TimedOut),
-            Some(Some(left)) => Some(left),
-            None => None,
+        let Some(ready) = wait(machine.live_mut(), inbox, signals)? else {
+            return Ok(StopReason::TimedOut);
         };
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if let Some(reason) = stop.reason() {
+        if let Some(reason) = machine.live_mut().and_then(|live| live.vm.stop_cell().reason()) {
             return Ok(reason);
         }
-        if ready[1]
-            && let Some(signal) = signals.next()
-        {
-            return Ok(StopReason::Killed(Some(signal)));
-        }
-        if ready[2] {
-            // Only its readiness matters: there is room on the line.
-            let _ = com1.input_space().read();
-        }
-        if ready.get(3) == Some(&true) {
-            match console.input.read() {
-                Some(Request::Quit) => return Ok(StopReason::Killed(None)),
-                Some(Request::Help) => tell(console::HELP),
-                Some(Request::PowerButton) => vm.press_power_button(),
-                Some(Request::Pause) if vm.is_paused() => {
-                    vm.resume();
-                    tell("\r\nBerth: the VM goes on.\r\n");
+        for source in ready {
+            match (source, machine.live_mut()) {
+                (Source::Signal, _) => {
+                    if let Some(signal) = signals.next() {
+                        return Ok(StopReason::Killed(Some(signal)));
+                    }
                 }
-                Some(Request::Pause) => {
-                    vm.pause();
-                    tell("\r\nBerth: the VM is paused; Ctrl-A p lets it go on.\r\n");
+                (Source::Call, _) => inbox.serve(machine),
+                (Source::Room, Some(live)) => {
+                    // Only its readiness matters: there is room on the line.
+                    let _ = live.vm.com1().input_space().read();
                 }
-                None => {}
+                (Source::Input, Some(live)) => {
+                    let request = live.console.input.read();
+                    if let Some(reason) = request.and_then(|request| obey(request, live)) {
+                        return Ok(reason);
+                    }
+                }
+                (Source::Stop | Source::Room | Source::Input, _) => {}
             }
         }
     }
+}
+
+/// Waits for whatever comes first; nothing if that is the end of the guest's time.
+fn wait(live: Option<&mut Live>, inbox: &Inbox, signals: &Signals) -> Result<Option<Vec<Source>>, Errno> {
+    let event = |fd| PollFd::from_borrowed_fd(event::borrow(fd), PollFlags::IN);
+    let mut fds = vec![PollFd::new(signals, PollFlags::IN), event(inbox.wake())];
+    let mut sources = vec![Source::Signal, Source::Call];
+    let mut timeout = None;
+    if let Some(live) = live {
+        let Live { vm, console, .. } = live;
+        console.input.deliver(|bytes| vm.com1().enqueue(bytes));
+        fds.extend([event(vm.stop_cell().wake()), event(vm.com1().input_space())]);
+        sources.extend([Source::Stop, Source::Room]);
+        if let Some(source) = console.input.source() {
+            fds.push(PollFd::from_borrowed_fd(source, PollFlags::IN));
+            sources.push(Source::Input);
+        }
+        timeout = match live.deadline.map(remaining) {
+            Some(None) => return Ok(None),
+            Some(Some(left)) => Some(left),
+            None => None,
+        };
+    }
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error),
+    }
+    let ready = sources
+        .iter()
+        .zip(&fds)
+        .filter(|(_, fd)| !fd.revents().is_empty());
+    Ok(Some(ready.map(|(source, _)| *source).collect()))
+}
+
+/// Does what the user's keys ask for; says if that is to end the VM.
+fn obey(request: Request, live: &mut Live) -> Option<StopReason> {
+    match request {
+        Request::Quit => return Some(StopReason::Killed(None)),
+        Request::Help => tell(console::HELP),
+        Request::PowerButton => live.vm.press_power_button(),
+        Request::Pause if live.vm.is_paused() => {
+            live.vm.resume();
+            tell("\r\nBerth: the VM goes on.\r\n");
+        }
+        Request::Pause => {
+            live.vm.pause();
+            tell("\r\nBerth: the VM is paused; Ctrl-A p lets it go on.\r\n");
+        }
+    }
+    None
 }
 
 /// What is left until `deadline`; nothing once it is past.

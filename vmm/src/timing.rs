@@ -26,6 +26,11 @@ impl Timing {
         }
     }
 
+    /// When counting started.
+    pub(crate) fn start(&self) -> Instant {
+        self.start
+    }
+
     /// The step called `name` has just ended.
     pub(crate) fn mark(&mut self, name: &'static str) {
         if self.marks.is_some() {

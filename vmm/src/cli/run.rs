@@ -16,6 +16,7 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
     let options = RunOptions {
         boot_timing: args.boot_timing,
         start,
+        wait: false,
     };
     let dry_run = args.dry_run;
     let spec = match resolve(args) {
@@ -50,16 +51,18 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
             return exit_code::USER;
         }
     };
-    match run::run(&valid, options) {
+    match run::run(valid.into_inner(), options, |_| Ok(())) {
         Ok(reason) => {
-            let (code, sentence) = exit_code::of(&reason, &valid);
+            let (code, sentence) = exit_code::of(&reason, &spec);
             if let Some(sentence) = sentence {
                 complain(&sentence);
             }
             code
         }
         Err(error) => {
-            complain(&error);
+            for sentence in error.sentences() {
+                complain(&sentence);
+            }
             if error.is_user() {
                 log.discard_empty_file();
                 exit_code::USER

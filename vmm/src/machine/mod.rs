@@ -1,0 +1,220 @@
+//! A machine from its description to its end: what the command line and the API drive.
+//!
+//! ```text
+//!                   start()                    pause()
+//!   NotStarted ───────────────▶ Running ◀──────────────────▶ Paused
+//!       │  configure()             │        resume()            │
+//!       └── the process ends ──────┴── the VM stops: StopReason ┴──▶ the process ends
+//! ```
+//! It lives on the control thread; other threads reach it by a [`ControlHandle`](crate::control::ControlHandle).
+#![forbid(unsafe_code)]
+
+mod error;
+
+use std::time::{Duration, Instant};
+
+pub use error::MachineError;
+
+use crate::console::{self, Console, RawTerminal, Stdio};
+use crate::footprint;
+use crate::guest::Streams;
+use crate::spec::{self, Limits, SerialSpec, ValidSpec, VmSpec};
+use crate::stop::StopReason;
+use crate::timing::Timing;
+use crate::vm::{self, Built, Ended, Vm};
+
+/// Where a machine is in its life, as its users see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineState {
+    /// It can still be configured.
+    #[serde(rename = "not started")]
+    NotStarted,
+    /// The guest runs.
+    Running,
+    /// The guest stands still.
+    Paused,
+}
+
+impl std::fmt::Display for MachineState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NotStarted => "not started",
+            Self::Running => "running",
+            Self::Paused => "paused",
+        })
+    }
+}
+
+/// A machine.
+pub struct Machine {
+    spec: VmSpec,
+    timing: Timing,
+    live: Option<Live>,
+}
+
+/// What exists from the start on.
+pub(crate) struct Live {
+    pub(crate) vm: Vm,
+    pub(crate) console: Console,
+    /// Restores the user's terminal when it is dropped.
+    pub(crate) terminal: Option<RawTerminal>,
+    /// When the guest is to be ended as hung.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Machine {
+    pub(crate) fn new(spec: VmSpec, timing: Timing) -> Self {
+        Self {
+            spec,
+            timing,
+            live: None,
+        }
+    }
+
+    /// What the machine is, or will be.
+    pub fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> MachineState {
+        match &self.live {
+            None => MachineState::NotStarted,
+            Some(live) if live.vm.is_paused() => MachineState::Paused,
+            Some(_) => MachineState::Running,
+        }
+    }
+
+    /// Changes the description of a machine that has not started. What it then says is checked at the start.
+    pub fn configure<T>(&mut self, change: impl FnOnce(&mut VmSpec) -> T) -> Result<T, MachineError> {
+        self.need("be configured", MachineState::NotStarted)?;
+        Ok(change(&mut self.spec))
+    }
+
+    /// Builds the machine and lets its guest run.
+    pub fn start(&mut self) -> Result<(), MachineError> {
+        self.need("be started", MachineState::NotStarted)?;
+        let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
+        let Built { mut vm, mut console } = vm::build(&spec, streams(&spec), &mut self.timing)?;
+        let terminal = take_terminal(&spec, &mut console)?;
+        vm.start()?;
+        footprint::drop_start_up_pages();
+        self.live = Some(Live {
+            vm,
+            console,
+            terminal,
+            deadline: deadline(&spec, self.timing.start()),
+        });
+        Ok(())
+    }
+
+    /// Stops the guest where it is.
+    pub fn pause(&mut self) -> Result<(), MachineError> {
+        self.live("be paused")?.vm.pause();
+        Ok(())
+    }
+
+    /// Lets a paused guest go on.
+    pub fn resume(&mut self) -> Result<(), MachineError> {
+        self.live("be resumed")?.vm.resume();
+        Ok(())
+    }
+
+    /// Presses the power button; a guest with ACPI shuts down.
+    pub fn press_power_button(&mut self) -> Result<(), MachineError> {
+        self.live("have its power button pressed")?
+            .vm
+            .press_power_button();
+        Ok(())
+    }
+
+    /// Ends the VM whatever the guest does. The control thread, and the process, end with it.
+    pub fn kill(&mut self) -> Result<(), MachineError> {
+        self.live("be ended")?
+            .vm
+            .stop_cell()
+            .stop(StopReason::Killed(None));
+        Ok(())
+    }
+
+    /// What exists from the start on, for the control thread.
+    pub(crate) fn live_mut(&mut self) -> Option<&mut Live> {
+        self.live.as_mut()
+    }
+
+    /// Ends the machine for good and says why it ended: the first reason anybody gave, or `otherwise`.
+    pub(crate) fn finish(&mut self, otherwise: StopReason) -> StopReason {
+        let Some(live) = self.live.take() else {
+            return otherwise;
+        };
+        let first_run = live.vm.first_run();
+        let Ended { reason, assist } = live.vm.stop(otherwise);
+        drop(live.terminal);
+        if let Some(counts) = &assist {
+            tracing::info!("assist: {counts}");
+        }
+        if let Some(first_run) = first_run {
+            self.timing.mark_at("vCPU thread", first_run);
+        }
+        reason
+    }
+
+    /// How long each step of the start took, a line each; empty unless asked for.
+    pub(crate) fn timing_report(&self) -> String {
+        self.timing.report()
+    }
+
+    fn live(&mut self, what: &'static str) -> Result<&mut Live, MachineError> {
+        self.live.as_mut().ok_or(MachineError::State {
+            what,
+            state: MachineState::NotStarted,
+        })
+    }
+
+    fn need(&self, what: &'static str, state: MachineState) -> Result<(), MachineError> {
+        let found = self.state();
+        if found == state {
+            Ok(())
+        } else {
+            Err(MachineError::State { what, state: found })
+        }
+    }
+}
+
+/// When the guest's time is over. A limit past the end of time is none.
+fn deadline(spec: &ValidSpec, start: Instant) -> Option<Instant> {
+    let seconds = spec.timeout.filter(|&seconds| seconds > 0)?;
+    start.checked_add(Duration::from_secs(seconds))
+}
+
+/// How the shipped guest's streams lead to the host's.
+fn streams(spec: &ValidSpec) -> Streams {
+    let terminal = Streams::Terminal { rows: 0, columns: 0 };
+    match spec.serial {
+        SerialSpec::Stdio => match console::stdio() {
+            Stdio::Terminal { rows, columns } => Streams::Terminal { rows, columns },
+            Stdio::Piped => Streams::Piped,
+        },
+        SerialSpec::Pty | SerialSpec::Socket(_) => terminal,
+        SerialSpec::Null | SerialSpec::File(_) if spec.command.is_empty() => terminal,
+        SerialSpec::Null | SerialSpec::File(_) => Streams::Piped,
+    }
+}
+
+/// Makes the user's terminal raw if the guest's console is on it, and looks for Berth's keys from then on.
+fn take_terminal(spec: &ValidSpec, console: &mut Console) -> Result<Option<RawTerminal>, MachineError> {
+    let on_terminal = spec.serial == SerialSpec::Stdio
+        && (spec.kernel.is_some() || matches!(console::stdio(), Stdio::Terminal { .. }));
+    if !on_terminal {
+        return Ok(None);
+    }
+    let terminal = RawTerminal::take().map_err(|cause| MachineError::Host {
+        what: "a raw terminal",
+        cause,
+    })?;
+    if terminal.is_some() {
+        console.input.watch_keys();
+    }
+    Ok(terminal)
+}

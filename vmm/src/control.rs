@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::events::EventHub;
 use crate::machine::Machine;
 
 type Call = Box<dyn FnOnce(&mut Machine) + Send>;
@@ -24,6 +25,7 @@ pub struct Gone;
 pub struct ControlHandle {
     calls: Sender<Call>,
     wake: Arc<EventFd>,
+    events: EventHub,
 }
 
 /// The control thread's end.
@@ -33,12 +35,13 @@ pub(crate) struct Inbox {
 }
 
 /// Both ends. It fails only if the host has no event descriptor to give.
-pub(crate) fn channel() -> io::Result<(ControlHandle, Inbox)> {
+pub(crate) fn channel(events: EventHub) -> io::Result<(ControlHandle, Inbox)> {
     let (sender, receiver) = mpsc::channel();
     let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
     let handle = ControlHandle {
         calls: sender,
         wake: wake.clone(),
+        events,
     };
     let inbox = Inbox {
         calls: receiver,
@@ -48,6 +51,11 @@ pub(crate) fn channel() -> io::Result<(ControlHandle, Inbox)> {
 }
 
 impl ControlHandle {
+    /// What happens to the machine, and which it is.
+    pub fn events(&self) -> &EventHub {
+        &self.events
+    }
+
     /// Has the control thread run `call` soon. What it finds out it must send itself; if the thread ends first, `call` is
     /// dropped.
     pub fn post(&self, call: impl FnOnce(&mut Machine) + Send + 'static) -> Result<(), Gone> {

@@ -5,6 +5,7 @@ mod console;
 pub mod control;
 pub mod doctor;
 mod event;
+pub mod events;
 pub mod exit_code;
 mod footprint;
 mod guest;

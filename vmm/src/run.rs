@@ -13,6 +13,8 @@ use rustix::io::Errno;
 use crate::console::{self, Request};
 use crate::control::{self, ControlHandle, Inbox};
 use crate::event;
+use crate::events::{EventHub, EventKind, Identity};
+use crate::exit_code;
 use crate::machine::{Live, Machine, MachineError};
 use crate::signals::Signals;
 use crate::spec::VmSpec;
@@ -20,7 +22,7 @@ use crate::stop::StopReason;
 use crate::timing::Timing;
 
 /// How to run, apart from what the VM is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct RunOptions {
     /// Whether to print how long each step to the first instruction took.
     pub boot_timing: bool,
@@ -28,6 +30,8 @@ pub struct RunOptions {
     pub start: Instant,
     /// Whether to wait for somebody to start the machine by the control handle, instead of starting it at once.
     pub wait: bool,
+    /// Which VM it is; one without a name where this is not said.
+    pub identity: Option<Identity>,
 }
 
 fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
@@ -45,8 +49,13 @@ pub fn run<S>(
     timing.mark("arguments");
     // Before any thread is started: it concerns them all.
     let signals = Signals::take().map_err(host("a signal descriptor"))?;
-    let (handle, inbox) = control::channel().map_err(host("an event descriptor"))?;
-    let mut machine = Machine::new(spec, timing);
+    let identity = match options.identity {
+        Some(identity) => identity,
+        None => Identity::new().map_err(host("random bytes"))?,
+    };
+    let events = EventHub::new(identity);
+    let (handle, inbox) = control::channel(events.clone()).map_err(host("an event descriptor"))?;
+    let mut machine = Machine::new(spec, timing, events);
     let served = serve(handle)?;
     if !options.wait {
         machine.start()?;
@@ -55,10 +64,26 @@ pub fn run<S>(
         StopReason::Fault(format!("the control thread cannot wait for events: {cause}"))
     });
     let reason = machine.finish(otherwise);
+    tell_end(&machine, &reason);
     drop((inbox, served));
     // Whoever has closed standard error does not want the report.
     let _ = io::stderr().write_all(machine.timing_report().as_bytes());
     Ok(reason)
+}
+
+/// Tells everybody that the machine has ended, and how.
+fn tell_end(machine: &Machine, reason: &StopReason) {
+    if let StopReason::Panicked(message) = reason {
+        machine.events().emit(EventKind::Panicked {
+            message: message.clone(),
+        });
+    }
+    let (exit_code, message) = exit_code::of(reason, machine.spec());
+    machine.events().emit(EventKind::Stopped {
+        reason: reason.word(),
+        exit_code,
+        message,
+    });
 }
 
 /// What the control thread waits for, and what of it is ready.
@@ -73,6 +98,7 @@ enum Source {
 
 /// Serves calls, input and signals until there is a reason to stop.
 fn control(machine: &mut Machine, inbox: &Inbox, signals: &Signals) -> Result<StopReason, Errno> {
+    let events = machine.events().clone();
     loop {
         let Some(ready) = wait(machine.live_mut(), inbox, signals)? else {
             return Ok(StopReason::TimedOut);
@@ -94,7 +120,7 @@ fn control(machine: &mut Machine, inbox: &Inbox, signals: &Signals) -> Result<St
                 }
                 (Source::Input, Some(live)) => {
                     let request = live.console.input.read();
-                    if let Some(reason) = request.and_then(|request| obey(request, live)) {
+                    if let Some(reason) = request.and_then(|request| obey(request, live, &events)) {
                         return Ok(reason);
                     }
                 }
@@ -137,17 +163,19 @@ fn wait(live: Option<&mut Live>, inbox: &Inbox, signals: &Signals) -> Result<Opt
 }
 
 /// Does what the user's keys ask for; says if that is to end the VM.
-fn obey(request: Request, live: &mut Live) -> Option<StopReason> {
+fn obey(request: Request, live: &mut Live, events: &EventHub) -> Option<StopReason> {
     match request {
         Request::Quit => return Some(StopReason::Killed(None)),
         Request::Help => tell(console::HELP),
         Request::PowerButton => live.vm.press_power_button(),
         Request::Pause if live.vm.is_paused() => {
             live.vm.resume();
+            events.emit(EventKind::Resumed);
             tell("\r\nBerth: the VM goes on.\r\n");
         }
         Request::Pause => {
             live.vm.pause();
+            events.emit(EventKind::Paused);
             tell("\r\nBerth: the VM is paused; Ctrl-A p lets it go on.\r\n");
         }
     }

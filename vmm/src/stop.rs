@@ -26,6 +26,22 @@ pub enum StopReason {
     Fault(String),
 }
 
+impl StopReason {
+    /// The reason in a word, for programs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Shutdown => "shutdown",
+            Self::Exit(_) => "exit",
+            Self::Reset => "reset",
+            Self::Panicked(_) => "panicked",
+            Self::TripleFault => "triple-fault",
+            Self::TimedOut => "timed-out",
+            Self::Killed(_) => "killed",
+            Self::Fault(_) => "fault",
+        }
+    }
+}
+
 /// Holds the first reason given and wakes the control thread.
 pub struct StopCell {
     reason: Mutex<Option<StopReason>>,

@@ -17,6 +17,7 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
         boot_timing: args.boot_timing,
         start,
         wait: false,
+        identity: None,
     };
     let dry_run = args.dry_run;
     let spec = match resolve(args) {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 pub use error::MachineError;
 
 use crate::console::{self, Console, RawTerminal, Stdio};
+use crate::events::{EventHub, EventKind};
 use crate::footprint;
 use crate::guest::Streams;
 use crate::spec::{self, Limits, SerialSpec, ValidSpec, VmSpec};
@@ -50,6 +51,7 @@ impl std::fmt::Display for MachineState {
 pub struct Machine {
     spec: VmSpec,
     timing: Timing,
+    events: EventHub,
     live: Option<Live>,
 }
 
@@ -64,10 +66,12 @@ pub(crate) struct Live {
 }
 
 impl Machine {
-    pub(crate) fn new(spec: VmSpec, timing: Timing) -> Self {
+    pub(crate) fn new(spec: VmSpec, timing: Timing, events: EventHub) -> Self {
+        events.emit(EventKind::Created);
         Self {
             spec,
             timing,
+            events,
             live: None,
         }
     }
@@ -75,6 +79,11 @@ impl Machine {
     /// What the machine is, or will be.
     pub fn spec(&self) -> &VmSpec {
         &self.spec
+    }
+
+    /// Where what happens to it is told.
+    pub fn events(&self) -> &EventHub {
+        &self.events
     }
 
     /// Where it is in its life.
@@ -106,18 +115,27 @@ impl Machine {
             terminal,
             deadline: deadline(&spec, self.timing.start()),
         });
+        self.events.emit(EventKind::Started);
         Ok(())
     }
 
     /// Stops the guest where it is.
     pub fn pause(&mut self) -> Result<(), MachineError> {
-        self.live("be paused")?.vm.pause();
+        let vm = &mut self.live("be paused")?.vm;
+        if !vm.is_paused() {
+            vm.pause();
+            self.events.emit(EventKind::Paused);
+        }
         Ok(())
     }
 
     /// Lets a paused guest go on.
     pub fn resume(&mut self) -> Result<(), MachineError> {
-        self.live("be resumed")?.vm.resume();
+        let vm = &mut self.live("be resumed")?.vm;
+        if vm.is_paused() {
+            vm.resume();
+            self.events.emit(EventKind::Resumed);
+        }
         Ok(())
     }
 

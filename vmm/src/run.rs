@@ -168,6 +168,7 @@ fn obey(request: Request, live: &mut Live, events: &EventHub) -> Option<StopReas
         Request::Quit => return Some(StopReason::Killed(None)),
         Request::Help => tell(console::HELP),
         Request::PowerButton => live.vm.press_power_button(),
+        Request::CtrlAltDel => live.vm.send_ctrl_alt_del(),
         Request::Pause if live.vm.is_paused() => {
             live.vm.resume();
             events.emit(EventKind::Resumed);

@@ -105,6 +105,8 @@ pub const COM_PORTS: u16 = 8;
 pub const I8042_DATA_PORT: u16 = 0x60;
 /// Keyboard controller, command and status port; the guest resets by writing [`I8042_RESET`] here.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
+/// GSI of the keyboard.
+pub const I8042_GSI: u32 = 1;
 /// The keyboard controller's command that resets the machine.
 pub const I8042_RESET: u8 = 0xfe;
 /// CMOS clock, index port.

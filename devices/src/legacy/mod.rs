@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 0x3f8, 0x2f8 (8 each) | [`SerialPort`]: 16550, interrupts both ways |
 //! | 0x40 (4), 0x61 | [`Pit`]: counters that run, without an interrupt, and the gate of the third |
-//! | 0x60, 0x64 | [`I8042`]: keyboard controller without a keyboard; resets the machine |
+//! | 0x60, 0x64 | [`I8042`]: keyboard controller; resets the machine, sends Ctrl-Alt-Del |
 //! | 0x70 (2) | [`Cmos`]: clock with the host's time |
 //! | 0x80 | [`DelayPort`]: takes the writes that kernels make to wait a microsecond |
 //! | 0xf4 | [`ExitPort`]: ends the VM with a status |
@@ -23,6 +23,7 @@ mod cmos;
 mod delay;
 mod exit;
 mod i8042;
+mod keyboard;
 mod pit;
 mod pvpanic;
 mod ready;
@@ -35,6 +36,7 @@ pub use cmos::{Clock, Cmos, CmosState, DateTime};
 pub use delay::DelayPort;
 pub use exit::ExitPort;
 pub use i8042::{I8042, I8042State};
+pub use keyboard::KeyboardState;
 pub use pit::{CounterState, Pit, PitState};
 pub use pvpanic::Pvpanic;
 pub use ready::ReadyPort;

@@ -32,7 +32,7 @@ fn devices() -> Vec<Arc<dyn BusDevice>> {
     vec![
         Arc::new(SerialPort::new(irq(), Box::new(std::io::sink())).unwrap()),
         Arc::new(Pit::new()),
-        Arc::new(I8042::new(events())),
+        Arc::new(I8042::new(irq(), events())),
         Arc::new(Cmos::new()),
         Arc::new(DelayPort::default()),
         Arc::new(ExitPort::new(events())),
@@ -55,7 +55,7 @@ fn bytes_past_a_devices_range_stay_as_the_bus_gave_them() {
 #[test]
 fn a_device_in_pieces_is_one_device() {
     let log = Log::default();
-    let device = Arc::new(I8042::new(log.events()));
+    let device = Arc::new(I8042::new(EventFd::new(EFD_NONBLOCK).unwrap(), log.events()));
     let command = At::new(device.clone(), 4);
     command.write(0, &[0xaa]);
     assert_eq!(byte(&*device, 0), 0x55);

@@ -17,7 +17,7 @@ pub(super) fn run(data: &[u8]) {
     let devices: [Arc<dyn BusDevice>; 9] = [
         serial.clone(),
         Arc::new(Pit::new()),
-        Arc::new(I8042::new(events.clone())),
+        Arc::new(I8042::new(irq(), events.clone())),
         // A clock that stands, so that a crash can be had again.
         Arc::new(Cmos::with_clock(Box::new(|| 1_700_000_000))),
         Arc::new(DelayPort::default()),

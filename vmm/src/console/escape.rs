@@ -5,7 +5,7 @@ const PREFIX: u8 = 0x01;
 
 /// What the help key prints. Lines end as a raw terminal wants them.
 pub(crate) const HELP: &str = "\r\nBerth: Ctrl-A, then\r\n  x  ends the VM\r\n  p  pauses it, or lets it go on\r\n  \
-b  presses its power button (guests with ACPI)\r\n  h  shows this help\r\n  Ctrl-A  sends Ctrl-A\r\n";
+b  presses its power button (guests with ACPI)\r\n  c  sends it Ctrl-Alt-Del (the shipped guest ends)\r\n  h  shows this help\r\n  Ctrl-A  sends Ctrl-A\r\n";
 
 /// What a key sequence asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub(crate) enum Request {
     Pause,
     /// Press the power button.
     PowerButton,
+    /// Send Ctrl-Alt-Del.
+    CtrlAltDel,
 }
 
 /// Remembers whether the prefix was the last key.
@@ -46,6 +48,7 @@ impl Escape {
                 b'h' | b'H' | b'?' => request = Some(Request::Help),
                 b'p' | b'P' => request = Some(Request::Pause),
                 b'b' | b'B' => request = Some(Request::PowerButton),
+                b'c' | b'C' => request = Some(Request::CtrlAltDel),
                 PREFIX => guest.push(PREFIX),
                 // Not ours: the guest gets both keys, as typed.
                 key => guest.extend([PREFIX, key]),

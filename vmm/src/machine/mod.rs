@@ -147,6 +147,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Sends Ctrl-Alt-Del; the shipped guest ends its command and itself, others do what they do at that.
+    pub fn send_ctrl_alt_del(&mut self) -> Result<(), MachineError> {
+        self.live("be sent Ctrl-Alt-Del")?.vm.send_ctrl_alt_del();
+        Ok(())
+    }
+
     /// Ends the VM whatever the guest does. The control thread, and the process, end with it.
     pub fn kill(&mut self) -> Result<(), MachineError> {
         self.live("be ended")?

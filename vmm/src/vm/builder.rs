@@ -110,7 +110,7 @@ pub(crate) fn build(spec: &ValidSpec, streams: Streams, timing: &mut Timing) -> 
         })
     };
     let vcpus = (0..).zip(vcpus).map(parts).collect::<Result<_, _>>()?;
-    let vm = Vm::new(vcpus, virtio, ports.com1, ports.power, stop);
+    let vm = Vm::new(vcpus, virtio, ports.com1, ports.i8042, ports.power, stop);
     Ok(Built { vm, console })
 }
 

@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use berth_arch::x86_64::assist::AssistCounts;
-use berth_devices::legacy::{AcpiPm, SerialPort};
+use berth_devices::legacy::{AcpiPm, I8042, SerialPort};
 
 pub(crate) use builder::{Built, build};
 pub use error::BuildError;
@@ -41,6 +41,7 @@ pub(crate) struct Vm {
     state: State,
     virtio: Virtio,
     com1: Arc<SerialPort>,
+    i8042: Arc<I8042>,
     power: Arc<AcpiPm>,
     stop: Arc<StopCell>,
     first_run: Arc<OnceLock<Instant>>,
@@ -58,6 +59,7 @@ impl Vm {
         vcpus: Vec<VcpuParts>,
         virtio: Virtio,
         com1: Arc<SerialPort>,
+        i8042: Arc<I8042>,
         power: Arc<AcpiPm>,
         stop: Arc<StopCell>,
     ) -> Self {
@@ -65,6 +67,7 @@ impl Vm {
             state: State::Built(vcpus),
             virtio,
             com1,
+            i8042,
             power,
             stop,
             first_run: Arc::default(),
@@ -84,6 +87,11 @@ impl Vm {
     /// Presses the power button; a guest with ACPI shuts down.
     pub(crate) fn press_power_button(&self) {
         self.power.press_power_button();
+    }
+
+    /// Sends Ctrl-Alt-Del; a guest with a driver for the keyboard controller ends, or restarts.
+    pub(crate) fn send_ctrl_alt_del(&self) {
+        self.i8042.send_ctrl_alt_del();
     }
 
     /// When the first vCPU entered the guest.

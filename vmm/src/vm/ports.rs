@@ -22,6 +22,8 @@ pub(crate) struct Ports {
     pub(crate) bus: Bus,
     /// The first serial port.
     pub(crate) com1: Arc<SerialPort>,
+    /// Reset, and Ctrl-Alt-Del.
+    pub(crate) i8042: Arc<I8042>,
     /// Power button, power off, reset.
     pub(crate) power: Arc<AcpiPm>,
 }
@@ -62,13 +64,13 @@ impl Ports {
             power.clone(),
         )?;
 
-        let i8042 = Arc::new(I8042::new(events.clone()));
+        let i8042 = Arc::new(I8042::new(lines.line(layout::I8042_GSI)?, events.clone()));
         bus.insert(layout::I8042_DATA_PORT.into(), 1, i8042.clone())?;
         let commands = u64::from(layout::I8042_COMMAND_PORT - layout::I8042_DATA_PORT);
         bus.insert(
             layout::I8042_COMMAND_PORT.into(),
             1,
-            Arc::new(At::new(i8042, commands)),
+            Arc::new(At::new(i8042.clone(), commands)),
         )?;
         bus.insert(layout::CMOS_INDEX_PORT.into(), 2, Arc::new(Cmos::new()))?;
         bus.insert(
@@ -93,7 +95,12 @@ impl Ports {
         bus.insert(0x40, Pit::PORTS, pit.clone())?;
         bus.insert(0x61, 1, Arc::new(At::new(pit, Pit::PORT_61)))?;
         bus.insert(0x80, 1, Arc::new(DelayPort::default()))?;
-        Ok(Self { bus, com1, power })
+        Ok(Self {
+            bus,
+            com1,
+            i8042,
+            power,
+        })
     }
 }
 

@@ -7,6 +7,7 @@ pub mod bus;
 pub mod irqchip;
 pub mod legacy;
 pub mod ratelimit;
+pub mod timer;
 pub mod virtio;
 
 /// Guest RAM as the devices see it. Written once here, so that dirty tracking can change its bitmap in one place.

@@ -1,10 +1,12 @@
 //! Virtio (version 1.3): the core that every device shares, the transports, and the devices.
 
+pub mod balloon;
 pub mod blk;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod device;
 pub mod handle;
+pub mod mailbox;
 pub mod mmio;
 pub mod net;
 pub mod queue;

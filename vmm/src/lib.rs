@@ -14,6 +14,7 @@ mod irq;
 pub mod logging;
 pub mod machine;
 mod memory;
+mod page_returner;
 pub mod run;
 mod signals;
 pub mod spec;

@@ -2,12 +2,17 @@
 //!
 //! `tests/fuzz` drives them with libFuzzer; `tests/corpus.rs` drives them with seeded pseudo-random input on stable Rust.
 
+use std::io;
+use std::time::Duration;
+
 use berth::spec::{self, Format, Limits};
 use berth_boot::{BootRequest, CommandLine, EntryPolicy, KernelSource};
+use berth_devices::Memory;
+use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PageReturner};
 use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk};
 use berth_devices::virtio::conformance;
 use berth_devices::virtio::rng::Rng;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::{formats, guests};
 
@@ -35,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     target("config", config, configs),
     target("net", net, Vec::new),
     target("block", block, Vec::new),
+    target("balloon", balloon, Vec::new),
     target("ports", ports, Vec::new),
 ];
 
@@ -91,6 +97,29 @@ pub fn block(data: &[u8]) {
     conformance::fuzz_queue(Box::new(Block::new(Box::new(disk), BlockConfig::default())), data);
 }
 
+/// Gives a balloon's handlers requests made of the bytes. What is given back is only checked.
+pub fn balloon(data: &[u8]) {
+    struct Checked;
+    impl PageReturner for Checked {
+        fn give_back(&self, memory: &Memory, addr: GuestAddress, len: u64) -> io::Result<()> {
+            assert!(
+                memory.check_range(addr, len as usize),
+                "{addr:?}+{len:#x} is no RAM"
+            );
+            Ok(())
+        }
+    }
+    let config = BalloonConfig {
+        target_pages: 100,
+        deflate_on_oom: true,
+        stats_interval: Duration::from_secs(1_000_000),
+        free_page_reporting: true,
+        free_page_hinting: true,
+    };
+    let (balloon, _) = Balloon::new(config, Box::new(Checked)).expect("descriptors");
+    conformance::fuzz_queue(Box::new(balloon), data);
+}
+
 /// Accesses the port devices as the bytes say.
 pub fn ports(data: &[u8]) {
     ports::run(data);
@@ -126,6 +155,13 @@ rng = false
 serial = { file = "log" }
 timeout = 10
 assist = true
+
+[balloon]
+target = "64M"
+deflate_on_oom = true
+stats_interval = 5
+free_page_reporting = true
+free_page_hinting = true
 
 [[disks]]
 path = "disk.img"

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bad_input;
+mod balloon;
 mod codes;
 mod debian;
 mod disk;

@@ -9,7 +9,7 @@ use clap_complete::Shell;
 
 use crate::exit_code;
 use crate::logging::Filter;
-use crate::spec::{ByteSize, DiskSpec, Entry, NetSpec, OptionError, SerialSpec};
+use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, NetSpec, OptionError, SerialSpec};
 
 /// Berth runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -94,6 +94,19 @@ pub struct RunArgs {
     /// The tap must exist: ip tuntap add tap0 mode tap user $USER. Without a mac Berth makes one.
     #[arg(long, value_name = "tap=NAME[,mac=ADDRESS]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
     pub net: Vec<NetSpec>,
+
+    /// A balloon, through which the guest gives memory back
+    ///
+    /// `size` is how much it is to give back from the start. `deflate-on-oom` lets it take memory back rather than end programs,
+    /// `stats` has it report on its memory every so many seconds, `reporting` gives back what it does not use as it goes, and
+    /// `hinting` does that when asked.
+    #[arg(
+        long,
+        value_name = "[size=SIZE][,deflate-on-oom][,stats=SECONDS][,reporting][,hinting]",
+        value_parser = option(BalloonSpec::from_option),
+        help_heading = "VM"
+    )]
+    pub balloon: Option<BalloonSpec>,
 
     /// Whether the guest has a source of entropy [default: on]
     #[arg(long, value_name = "on|off", value_parser = switch, help_heading = "VM")]

@@ -96,6 +96,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         command,
         disks,
         nets,
+        balloon,
         rng,
         serial,
         timeout,
@@ -114,6 +115,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
     set(command, Some(args.command).filter(|words| !words.is_empty()));
     set(disks, Some(args.disk).filter(|disks| !disks.is_empty()));
     set(nets, Some(args.net).filter(|nets| !nets.is_empty()));
+    set(balloon, args.balloon.map(Some));
     set(rng, args.rng);
     set(serial, args.serial);
     set(timeout, args.timeout.map(Some));

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::spec::tests::any_spec;
-use crate::spec::{ByteSize, DiskSpec, Entry, Limits, NetSpec, SerialSpec, validate};
+use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, Limits, NetSpec, SerialSpec, validate};
 
 fn parse<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<RunArgs, clap::Error> {
     let words = ["berth", "run"]
@@ -36,7 +36,7 @@ fn no_argument_is_the_guest_that_ships_with_berth() {
 #[test]
 fn each_flag_fills_its_field() {
     let text = "--cpus 4 --memory 2G --kernel k --entry pvh --initrd i --cmdline a=b --cmdline -c --cmdline-replace r \
-        --disk a,ro --disk b,serial=x --net tap=t --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
+        --disk a,ro --disk b,serial=x --net tap=t --balloon size=64M,stats=5 --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
     let expected = VmSpec {
         cpus: 4,
         memory: ByteSize(2 << 30),
@@ -62,6 +62,11 @@ fn each_flag_fills_its_field() {
             tap: "t".to_owned(),
             mac: None,
         }],
+        balloon: Some(BalloonSpec {
+            target: ByteSize(64 << 20),
+            stats_interval: 5,
+            ..BalloonSpec::default()
+        }),
         rng: false,
         serial: SerialSpec::File("log".into()),
         timeout: Some(5),
@@ -245,6 +250,21 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .as_ref()
             .map_or_else(String::new, |mac| format!(",mac={mac}"));
         words.push(format!("--net=tap={}{mac}", net.tap));
+    }
+    if let Some(balloon) = &spec.balloon {
+        let switches = [
+            (balloon.deflate_on_oom, ",deflate-on-oom"),
+            (balloon.free_page_reporting, ",reporting"),
+            (balloon.free_page_hinting, ",hinting"),
+        ];
+        let switches: String = switches
+            .iter()
+            .filter_map(|(on, word)| on.then_some(*word))
+            .collect();
+        words.push(format!(
+            "--balloon=size={},stats={}{switches}",
+            balloon.target, balloon.stats_interval
+        ));
     }
     words.push(match &spec.serial {
         SerialSpec::Stdio => "--serial=stdio".to_owned(),

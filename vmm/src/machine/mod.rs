@@ -22,7 +22,7 @@ use crate::guest::Streams;
 use crate::spec::{self, Limits, SerialSpec, ValidSpec, VmSpec};
 use crate::stop::StopReason;
 use crate::timing::Timing;
-use crate::vm::{self, Built, Ended, Vm};
+use crate::vm::{self, Built, DeviceHandles, Ended, Vm};
 
 /// Where a machine is in its life, as its users see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -137,6 +137,11 @@ impl Machine {
             self.events.emit(EventKind::Resumed);
         }
         Ok(())
+    }
+
+    /// The ways to the devices of a machine that has started.
+    pub fn devices(&mut self) -> Result<&DeviceHandles, MachineError> {
+        Ok(self.live("have its devices changed")?.vm.handles())
     }
 
     /// Presses the power button; a guest with ACPI shuts down.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+mod balloon;
 mod file;
 mod options;
 mod serial;
@@ -16,6 +17,7 @@ mod size;
 mod table;
 mod validate;
 
+pub use balloon::BalloonSpec;
 pub use file::{FileError, Format, ParseError, parse, read};
 pub use options::OptionError;
 pub use size::{ByteSize, SizeError};
@@ -48,6 +50,9 @@ pub struct VmSpec {
     /// Network interfaces, in the order the guest sees them.
     #[serde(deserialize_with = "table::list")]
     pub nets: Vec<NetSpec>,
+    /// A balloon, through which the guest gives memory back.
+    #[serde(deserialize_with = "table::optional")]
+    pub balloon: Option<BalloonSpec>,
     /// Whether the guest has a source of entropy (virtio-rng).
     pub rng: bool,
     /// Where the first serial port leads.
@@ -71,6 +76,7 @@ impl Default for VmSpec {
             command: Vec::new(),
             disks: Vec::new(),
             nets: Vec::new(),
+            balloon: None,
             rng: true,
             serial: SerialSpec::Stdio,
             timeout: None,

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use super::{DiskSpec, NetSpec, SerialSpec};
+use super::{DiskSpec, NetSpec, SerialSpec, SizeError};
 
 /// Why a flag's short form cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,12 @@ pub enum OptionError {
     /// A value that must be text is not.
     #[error("the option {0} is not valid UTF-8; write it in ASCII")]
     NotText(&'static str),
+    /// A size that is none.
+    #[error(transparent)]
+    Size(SizeError),
+    /// Seconds that are none.
+    #[error("{0:?} is not a number of seconds; give a whole number")]
+    Seconds(String),
     /// Not one of the places a serial port can lead to.
     #[error("{0:?} is no place for a serial port; use {SERIAL_FORM}")]
     Serial(String),
@@ -124,12 +130,12 @@ impl SerialSpec {
     }
 }
 
-fn lossy(text: &OsStr) -> String {
+pub(super) fn lossy(text: &OsStr) -> String {
     text.to_string_lossy().into_owned()
 }
 
 /// `text` cut at single commas; double ones become one.
-fn split(text: &OsStr) -> Vec<OsString> {
+pub(super) fn split(text: &OsStr) -> Vec<OsString> {
     let mut parts = Vec::new();
     let mut part = Vec::new();
     let mut bytes = text.as_bytes().iter().copied().peekable();
@@ -147,7 +153,7 @@ fn split(text: &OsStr) -> Vec<OsString> {
 }
 
 /// `key=value` at the first `=`, or a key alone.
-fn key_value(part: &OsStr) -> (&[u8], Option<&[u8]>) {
+pub(super) fn key_value(part: &OsStr) -> (&[u8], Option<&[u8]>) {
     let bytes = part.as_bytes();
     match bytes.iter().position(|&byte| byte == b'=') {
         Some(at) => (&bytes[..at], Some(&bytes[at + 1..])),

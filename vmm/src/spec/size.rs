@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// A number of bytes.
 ///
 /// Written as a number, alone or with K, M, G or T (powers of 1024; `KiB` and so on mean the same).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ByteSize(pub u64);
 
 /// The units, with the power of two each stands for.

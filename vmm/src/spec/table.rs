@@ -8,7 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{DiskSpec, NetSpec};
+use super::{BalloonSpec, DiskSpec, NetSpec};
 
 /// What a table describes, for the one who wrote something else.
 pub(super) trait Described {
@@ -22,6 +22,20 @@ impl Described for DiskSpec {
 
 impl Described for NetSpec {
     const WHAT: &str = "a network interface; give a table with its tap";
+}
+
+impl Described for BalloonSpec {
+    const WHAT: &str = "a balloon; give a table, which may be empty";
+}
+
+/// Reads a table, or nothing.
+pub(super) fn optional<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Described,
+{
+    let table = Option::<Table<T>>::deserialize(deserializer)?;
+    Ok(table.map(|Table(value)| value))
 }
 
 /// Reads a list of tables.

@@ -19,6 +19,19 @@ fn net() -> impl Strategy<Value = NetSpec> {
         .prop_map(|(tap, mac)| NetSpec { tap, mac })
 }
 
+fn balloon() -> impl Strategy<Value = BalloonSpec> {
+    (any::<u64>(), any::<[bool; 3]>(), 0..=i64::MAX as u64).prop_map(|(target, switches, stats_interval)| {
+        let [deflate_on_oom, free_page_reporting, free_page_hinting] = switches;
+        BalloonSpec {
+            target: ByteSize(target),
+            deflate_on_oom,
+            stats_interval,
+            free_page_reporting,
+            free_page_hinting,
+        }
+    })
+}
+
 fn serial() -> impl Strategy<Value = SerialSpec> {
     prop_oneof![
         Just(SerialSpec::Stdio),
@@ -38,11 +51,11 @@ prop_compose! {
         cmdline in ".{0,40}", cmdline_replace in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
+        balloon in proptest::option::of(balloon()), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
     ) -> VmSpec {
         VmSpec {
             cpus, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, command, disks, nets, rng, serial, timeout, assist,
+            cmdline, cmdline_replace, command, disks, nets, balloon, rng, serial, timeout, assist,
         }
     }
 }
@@ -101,7 +114,8 @@ fn the_schema_describes_every_field_and_knows_no_others() {
     let names = |value: &serde_json::Map<_, _>| value.keys().cloned().collect::<Vec<String>>();
     assert_eq!(names(properties), names(written.as_object().unwrap()));
     assert_eq!(schema["additionalProperties"], false);
-    for object in [&schema, &schema["$defs"]["DiskSpec"], &schema["$defs"]["NetSpec"]] {
+    let definitions = ["DiskSpec", "NetSpec", "BalloonSpec"].map(|name| &schema["$defs"][name]);
+    for object in [&[&schema], &definitions[..]].concat() {
         for (name, property) in object["properties"].as_object().unwrap() {
             assert!(property["description"].is_string(), "{name} has no description");
         }

@@ -112,6 +112,9 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
     let mut faults = Faults(Vec::new());
     faults.machine(spec, limits);
     faults.boot(spec);
+    if let Some(fault) = spec.balloon.as_ref().and_then(|balloon| balloon.fault(spec)) {
+        faults.add("balloon", fault);
+    }
     // Beyond their number, one sentence is more use than a thousand.
     if faults.device_count(spec) {
         faults.devices(spec);
@@ -370,7 +373,8 @@ impl Faults {
 
     /// Whether there is room for all devices.
     fn device_count(&mut self, spec: &VmSpec) -> bool {
-        let own = usize::from(spec.kernel.is_none()) + usize::from(spec.rng);
+        let own = [spec.kernel.is_none(), spec.rng, spec.balloon.is_some()];
+        let own = own.iter().filter(|device| **device).count();
         let room = layout::VIRTIO_MMIO_MAX - own;
         let (disks, nets) = (spec.disks.len(), spec.nets.len());
         let fits = disks + nets <= room;

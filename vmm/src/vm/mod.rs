@@ -11,6 +11,7 @@
 
 mod builder;
 mod error;
+mod handles;
 mod notifier;
 mod ports;
 mod virtio;
@@ -23,6 +24,7 @@ use berth_devices::legacy::{AcpiPm, I8042, SerialPort};
 
 pub(crate) use builder::{Built, build};
 pub use error::BuildError;
+pub use handles::DeviceHandles;
 
 use self::virtio::Virtio;
 use crate::stop::{StopCell, StopReason};
@@ -72,6 +74,11 @@ impl Vm {
             stop,
             first_run: Arc::default(),
         }
+    }
+
+    /// The ways to the devices that can be changed.
+    pub(crate) fn handles(&self) -> &DeviceHandles {
+        &self.virtio.handles
     }
 
     /// The first serial port.

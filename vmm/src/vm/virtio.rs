@@ -1,10 +1,12 @@
 //! The machine's virtio devices: made from the spec, placed in windows, given to an I/O thread.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_arch::x86_64::layout;
 use berth_devices::Memory;
 use berth_devices::bus::Bus;
+use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PAGE};
 use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk, StaticDisk};
 use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioTransport;
@@ -13,14 +15,31 @@ use berth_devices::virtio::rng::Rng;
 use kvm_ioctls::VmFd;
 
 use super::BuildError;
+use super::handles::DeviceHandles;
 use super::notifier::QueueNotify;
 use crate::guest;
 use crate::io_thread::IoThread;
 use crate::irq::IrqLines;
-use crate::spec::VmSpec;
+use crate::page_returner::ReturnPages;
+use crate::spec::{BalloonSpec, VmSpec};
 
-/// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, nets, rng.
-pub(crate) fn devices(spec: &VmSpec) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+/// Devices that were opened, and the ways to them.
+#[derive(Default)]
+pub(crate) struct Devices {
+    list: Vec<Box<dyn VirtioDevice>>,
+    handles: DeviceHandles,
+}
+
+impl Devices {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+}
+
+/// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, nets, balloon, rng.
+pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
+    let mut handles = DeviceHandles::default();
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     if spec.kernel.is_none() {
         let config = BlockConfig {
@@ -52,10 +71,37 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Vec<Box<dyn VirtioDevice>>, Build
         };
         devices.push(Box::new(Net::new(Box::new(tap), mac)));
     }
+    if let Some(spec) = &spec.balloon {
+        let made = Balloon::new(balloon(spec), Box::new(ReturnPages));
+        let (balloon, handle) = made.map_err(descriptor)?;
+        devices.push(Box::new(balloon));
+        handles.balloon = Some(handle);
+    }
     if spec.rng {
         devices.push(Box::new(Rng::new()));
     }
-    Ok(devices)
+    Ok(Devices {
+        list: devices,
+        handles,
+    })
+}
+
+fn descriptor(cause: std::io::Error) -> BuildError {
+    BuildError::Host {
+        what: "an event descriptor",
+        cause,
+    }
+}
+
+/// What a balloon is made to do. Validation has seen to its numbers.
+fn balloon(spec: &BalloonSpec) -> BalloonConfig {
+    BalloonConfig {
+        target_pages: (spec.target.0 / PAGE) as u32,
+        deflate_on_oom: spec.deflate_on_oom,
+        stats_interval: Duration::from_secs(spec.stats_interval),
+        free_page_reporting: spec.free_page_reporting,
+        free_page_hinting: spec.free_page_hinting,
+    }
 }
 
 /// A disk's serial number as GET_ID returns it. Validation has seen to its length.
@@ -70,20 +116,26 @@ fn serial_number(serial: &str) -> [u8; 20] {
 /// Devices in place: transports on the bus, devices on their thread.
 pub(crate) struct Virtio {
     pub(crate) transports: Vec<Arc<MmioTransport>>,
+    pub(crate) handles: DeviceHandles,
     /// None if there are no devices.
     pub(crate) thread: Option<IoThread>,
 }
 
 /// Places `devices` in windows from 0 on.
 pub(crate) fn place(
-    devices: Vec<Box<dyn VirtioDevice>>,
+    devices: Devices,
     vm: &Arc<VmFd>,
     memory: &Arc<Memory>,
     lines: &IrqLines,
     bus: &mut Bus,
 ) -> Result<Virtio, BuildError> {
+    let Devices {
+        list: devices,
+        handles: ways,
+    } = devices;
     if devices.is_empty() {
         return Ok(Virtio {
+            handles: ways,
             transports: Vec::new(),
             thread: None,
         });
@@ -99,17 +151,13 @@ pub(crate) fn place(
         let notifier = Arc::new(QueueNotify::new(vm.clone(), window));
         let line = lines.line(layout::virtio_gsi(index))?;
         let transport =
-            MmioTransport::new(traits, memory.clone(), handle, notifier, line).map_err(|cause| {
-                BuildError::Host {
-                    what: "an event descriptor",
-                    cause,
-                }
-            })?;
+            MmioTransport::new(traits, memory.clone(), handle, notifier, line).map_err(descriptor)?;
         let transport = Arc::new(transport);
         bus.insert(window, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
         transports.push(transport);
     }
     Ok(Virtio {
+        handles: ways,
         transports,
         thread: Some(thread),
     })

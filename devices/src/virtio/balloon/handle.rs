@@ -30,7 +30,9 @@ pub enum BalloonError {
     #[error("the balloon has no statistics; give it a stats_interval before the VM is started")]
     NoStats,
     /// Statistics cannot be switched off or on later.
-    #[error("the balloon's statistics cannot be switched off while the VM runs; give an interval of at least 1 s")]
+    #[error(
+        "the balloon's statistics cannot be switched off while the VM runs; give an interval of at least 1 s"
+    )]
     StatsStay,
     /// It was made without hinting.
     #[error("the balloon has no free page hinting; ask for it before the VM is started")]

@@ -112,7 +112,11 @@ fn role(index: u16, offered: u64, features: u64) -> Option<Role> {
         (HINTING, Role::Hinting),
         (REPORTING, Role::Reporting),
     ];
-    let count = optional.iter().filter(|(feature, _)| offered & feature != 0).count() + 2;
+    let count = optional
+        .iter()
+        .filter(|(feature, _)| offered & feature != 0)
+        .count()
+        + 2;
     let used = optional.iter().filter(|(feature, _)| features & feature != 0);
     let mut roles = [Role::Inflate, Role::Deflate]
         .into_iter()
@@ -263,11 +267,11 @@ impl Balloon {
             actual_pages,
             ..
         } = self.state;
-        for (to, word) in config.chunks_exact_mut(4).zip([
-            target_pages,
-            actual_pages,
-            self.state.hinting.host_cmd,
-        ]) {
+        for (to, word) in
+            config
+                .chunks_exact_mut(4)
+                .zip([target_pages, actual_pages, self.state.hinting.host_cmd])
+        {
             to.copy_from_slice(&word.to_le_bytes());
         }
         config
@@ -326,7 +330,9 @@ impl Balloon {
     fn inflate(&mut self, queue: &DeviceQueue, chain: &RequestChain) -> usize {
         let count = chain.readable_len() as usize / 4;
         if count > MOST_PAGES {
-            warn_guest!("virtio-balloon: {count} pages in one request; only the first {MOST_PAGES} are taken");
+            warn_guest!(
+                "virtio-balloon: {count} pages in one request; only the first {MOST_PAGES} are taken"
+            );
         }
         self.pages.clear();
         let mut bytes = [0; 1024];
@@ -379,7 +385,11 @@ impl Balloon {
     fn free(&mut self, queue: &DeviceQueue, chain: &RequestChain) -> usize {
         for buffer in chain.writable() {
             let start = buffer.addr.0;
-            pages::give_back(&*self.returner, queue.memory(), &(start..start + u64::from(buffer.len)));
+            pages::give_back(
+                &*self.returner,
+                queue.memory(),
+                &(start..start + u64::from(buffer.len)),
+            );
         }
         // Giving back takes time by its pages.
         chain.writable().len() + (chain.writable_len() >> 16) as usize

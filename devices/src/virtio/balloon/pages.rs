@@ -51,6 +51,8 @@ pub(super) fn give_back(returner: &dyn PageReturner, memory: &Memory, range: &Ra
         }
     }
     if left > 0 {
-        warn_guest!("virtio-balloon: the guest gave up {left} bytes from {start:#x} on that are not its memory");
+        warn_guest!(
+            "virtio-balloon: the guest gave up {left} bytes from {start:#x} on that are not its memory"
+        );
     }
 }

@@ -118,9 +118,7 @@ fn conforms() {
             verify: Box::new(|memory, base, _, written| {
                 assert_eq!(written, 0);
                 let mut bytes = [0; 2 * 4096];
-                memory
-                    .read_slice(&mut bytes, GuestAddress(base + PAGE))
-                    .unwrap();
+                memory.read_slice(&mut bytes, GuestAddress(base + PAGE)).unwrap();
                 assert_eq!(bytes[..4096], [0; 4096], "the page that was given up");
                 assert_eq!(bytes[4096..], [0xaa; 4096], "its neighbour");
             }),
@@ -282,9 +280,16 @@ fn queues_are_counted_over_what_was_negotiated() {
     let (stats, hinting, reporting) = (Some(Role::Stats), Some(Role::Hinting), Some(Role::Reporting));
     let unused = Some(Role::Unused);
     assert_eq!(roles(OWN)[2..], [stats, hinting, reporting, None]);
-    assert_eq!(roles(HINTING | REPORTING)[2..], [hinting, reporting, unused, None]);
+    assert_eq!(
+        roles(HINTING | REPORTING)[2..],
+        [hinting, reporting, unused, None]
+    );
     assert_eq!(roles(REPORTING)[2..], [reporting, unused, unused, None]);
-    assert_eq!(role(2, RING_FEATURES, u64::MAX), None, "queues that the device has not");
+    assert_eq!(
+        role(2, RING_FEATURES, u64::MAX),
+        None,
+        "queues that the device has not"
+    );
 }
 
 #[test]

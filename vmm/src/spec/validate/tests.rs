@@ -234,6 +234,30 @@ fn one_file_under_two_names_is_one_disk() {
 }
 
 #[test]
+fn a_balloon_holds_less_than_the_memory_and_whole_pages() {
+    for (toml, expected) in [
+        (
+            "balloon = { target = \"256M\" }",
+            "balloon: a guest with 256M of memory cannot give back 256M; give a smaller target",
+        ),
+        (
+            "balloon = { target = 5000 }",
+            "balloon: the target 5000 is no whole number of pages; give a multiple of 4K, such as 4K",
+        ),
+        (
+            "balloon = { stats_interval = 5000000000 }",
+            "balloon: 5000000000 seconds between two reports are too long; give at most 4294967295, or 0 for no reports",
+        ),
+    ] {
+        assert_eq!(faults(toml), [expected]);
+    }
+    assert_eq!(
+        faults("balloon = { target = \"255M\", stats_interval = 1 }"),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
 fn the_guests_own_devices_take_room_too() {
     let spec = |kernel: Option<&str>, rng, disks: usize| VmSpec {
         kernel: kernel.map(PathBuf::from),

@@ -5,6 +5,7 @@
 //! in user space on hosts whose KVM interprets guest kernels. One folder per CPU; nothing here knows a device or a VM's
 //! description.
 
+pub mod hex;
 pub mod probe;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;

@@ -7,3 +7,5 @@ pub mod cpuid;
 pub mod kind;
 pub mod layout;
 pub mod mptable;
+pub mod vcpu_state;
+mod xsave_buffer;

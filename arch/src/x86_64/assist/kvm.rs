@@ -3,35 +3,28 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvm_bindings::{Msrs, Xsave, kvm_msr_entry, kvm_sregs};
-use kvm_ioctls::{Cap, VcpuFd, VmFd};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_sregs};
+use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
-
-use zerocopy::IntoBytes;
 
 use super::AssistError;
 use super::machine::{Machine, control};
 use super::xsave::Layout;
+use crate::x86_64::xsave_buffer::{TooLarge, XsaveBuffer};
 
 /// What all completions of a vCPU share.
 pub(super) struct Host {
     pub(super) memory: Arc<GuestMemoryMmap>,
     layout: Layout,
-    /// The buffer for KVM_GET_XSAVE2 and KVM_SET_XSAVE, of the size that KVM wants.
-    xsave: Xsave,
+    xsave: XsaveBuffer,
 }
 
 impl Host {
     pub(super) fn new(memory: Arc<GuestMemoryMmap>, vm: &VmFd) -> Result<Self, AssistError> {
-        // A KVM without the capability uses 4096 bytes.
-        let size = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
-        let fixed = size_of::<kvm_bindings::kvm_xsave>();
-        let extra = size.saturating_sub(fixed).div_ceil(size_of::<u32>());
-        let xsave = Xsave::new(extra).map_err(|_| AssistError::XsaveSize { size })?;
         Ok(Self {
             memory,
             layout: Layout::of_host(),
-            xsave,
+            xsave: XsaveBuffer::new(vm).map_err(|TooLarge(size)| AssistError::XsaveSize { size })?,
         })
     }
 }
@@ -125,24 +118,14 @@ impl Machine for KvmMachine<'_> {
     }
 
     fn extended_state(&mut self) -> Result<Vec<u8>, AssistError> {
-        // SAFETY: the buffer has the size that KVM_CAP_XSAVE2 gave for this VM. That size grows only if the process enables dynamic
-        // features (AMX), which Berth never does.
-        unsafe { self.vcpu.get_xsave2(&mut self.host.xsave) }.map_err(failed("KVM_GET_XSAVE2"))?;
-        let fixed = self.host.xsave.as_fam_struct_ref().xsave.region.as_bytes();
-        Ok([fixed, self.host.xsave.as_slice().as_bytes()].concat())
+        self.host.xsave.read(self.vcpu).map_err(failed("KVM_GET_XSAVE2"))
     }
 
     fn set_extended_state(&mut self, image: &[u8]) -> Result<(), AssistError> {
-        // SAFETY: only the fixed part is changed, not the length that the wrapper relies on.
-        let fixed = unsafe { self.host.xsave.as_mut_fam_struct() };
-        let fixed = fixed.xsave.region.as_mut_bytes();
-        let (head, tail) = image.split_at(image.len().min(fixed.len()));
-        fixed[..head.len()].copy_from_slice(head);
-        let extra = self.host.xsave.as_mut_slice().as_mut_bytes();
-        let length = tail.len().min(extra.len());
-        extra[..length].copy_from_slice(&tail[..length]);
-        // SAFETY: as for KVM_GET_XSAVE2: KVM reads no more than the buffer has.
-        unsafe { self.vcpu.set_xsave2(&self.host.xsave) }.map_err(failed("KVM_SET_XSAVE"))
+        self.host
+            .xsave
+            .write(self.vcpu, image)
+            .map_err(failed("KVM_SET_XSAVE"))
     }
 
     fn layout(&self) -> &Layout {

@@ -52,7 +52,7 @@ pub mod xsave;
 use iced_x86::{Formatter, GasFormatter, Instruction};
 
 pub use counts::AssistCounts;
-pub use vcpu::VcpuAssist;
+pub use vcpu::{AssistState, VcpuAssist};
 
 /// Why the guest cannot go on.
 #[derive(Debug, thiserror::Error)]

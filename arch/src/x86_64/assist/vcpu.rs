@@ -48,6 +48,14 @@ pub struct VcpuAssist {
     halted: Option<u64>,
 }
 
+/// What an assist remembers that cannot be read from the vCPU. Version 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AssistState {
+    /// Where the guest goes on after the HLT that it is in.
+    pub halted: Option<u64>,
+}
+
 /// What the CPU pushed for a page fault.
 #[derive(Debug, Clone, Copy)]
 struct Frame {
@@ -84,6 +92,18 @@ impl VcpuAssist {
     /// before the vCPU runs.
     pub fn interpret_here(&mut self, on: bool) {
         self.interpreting = on;
+    }
+
+    /// What it remembers that cannot be read from the vCPU.
+    pub fn save(&self) -> AssistState {
+        AssistState { halted: self.halted }
+    }
+
+    /// Goes on from `state`, for a vCPU whose own state was set. Call it before the vCPU runs.
+    pub fn restore(&mut self, state: AssistState, vcpu: &VcpuFd) -> Result<(), AssistError> {
+        self.halted = state.halted;
+        self.syscall_msrs = read_msrs(vcpu, SYSCALL_MSRS)?;
+        Ok(())
     }
 
     /// What it completed so far.

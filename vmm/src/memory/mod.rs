@@ -1,15 +1,22 @@
-//! Guest RAM: one private anonymous mapping per region, given to KVM as one memory slot each.
+//! Guest RAM: one private mapping per region, given to KVM as one memory slot each. Fresh RAM is anonymous; that of a restored
+//! VM is its snapshot's file, of which only the pages that are touched are ever read ([`image`]).
 //!
 //! Slots are set before any interrupt controller exists: afterwards each waits out a grace period of milliseconds.
+
+pub(crate) mod image;
+mod pages;
 
 use std::sync::Arc;
 
 use berth_arch::x86_64::layout;
 use berth_devices::Memory;
+use image::Image;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
 
 /// Why guest RAM cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -34,20 +41,46 @@ pub enum MemoryError {
 
 /// Maps `size` bytes of RAM, laid out around the MMIO gap.
 pub(crate) fn map(size: u64) -> Result<Arc<Memory>, MemoryError> {
+    map_regions(size, |len, _| {
+        MmapRegionBuilder::new(len as usize)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .build()
+    })
+}
+
+/// Maps the RAM in `image`, privately: nothing is read before it is touched, and what is written is this process's own.
+pub(crate) fn map_image(image: &Image) -> Result<Arc<Memory>, MemoryError> {
+    let file = Arc::new(image.file.try_clone().map_err(|cause| MemoryError::Map {
+        mib: image.identity.size >> 20,
+        cause: cause.to_string(),
+    })?);
+    map_regions(image.identity.size, |len, offset| {
+        MmapRegionBuilder::new(len as usize)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(file.clone(), offset))
+            .build()
+    })
+}
+
+/// Maps each region by `map`, which gets its length and what the regions before it have taken.
+fn map_regions(
+    size: u64,
+    map: impl Fn(u64, u64) -> Result<MmapRegion, MmapRegionError>,
+) -> Result<Arc<Memory>, MemoryError> {
     let refused = |len: u64, cause: &dyn std::fmt::Display| MemoryError::Map {
         mib: len >> 20,
         cause: cause.to_string(),
     };
     let mut regions = Vec::new();
+    let mut offset = 0;
     for (base, len) in layout::ram_regions(size) {
-        let mapping = MmapRegionBuilder::new(len as usize)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build()
-            .map_err(|error| refused(len, &error))?;
+        let mapping = map(len, offset).map_err(|error| refused(len, &error))?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(base))
             .ok_or_else(|| refused(len, &"the region ends past the address space"))?;
         regions.push(region);
+        offset += len;
     }
     Memory::from_regions(regions)
         .map(Arc::new)

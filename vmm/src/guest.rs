@@ -15,6 +15,9 @@ pub(crate) fn kernel() -> &'static [u8] {
     &KERNEL.0
 }
 
+/// Tells one shipped guest from another: a machine that was saved with one cannot go on with the next.
+pub(crate) const ID: &str = env!("BERTH_GUEST_ID");
+
 /// The root image: erofs, a multiple of 512 bytes.
 pub(crate) fn root() -> &'static [u8] {
     &ROOT.0
@@ -25,7 +28,8 @@ pub(crate) const COMMAND_LINE: &str =
     "console=ttyS0 loglevel=3 reboot=k panic=-1 root=/dev/vda rootfstype=erofs ro pci=off tsc=reliable";
 
 /// How the shipped init's standard streams lead to the host's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Streams {
     /// All on the first serial line, a terminal of this many rows and columns (0 = unknown).
     Terminal {

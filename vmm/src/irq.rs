@@ -81,9 +81,13 @@ impl PinRouter for IrqLines {
     fn route(&self, pin: usize, message: Option<MsiMessage>) {
         let mut state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.routes[pin] = message;
-        if let Err(cause) = self.inner.set_routes(&state.routes) {
-            tracing::error!("KVM refused the interrupt routes (KVM_SET_GSI_ROUTING): {cause}");
-        }
+        self.inner.apply(&state.routes);
+    }
+
+    fn route_all(&self, messages: [Option<MsiMessage>; PINS]) {
+        let mut state = self.inner.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.routes = messages;
+        self.inner.apply(&state.routes);
     }
 
     fn pulse(&self, pin: usize) {
@@ -96,6 +100,12 @@ impl PinRouter for IrqLines {
 }
 
 impl Inner {
+    fn apply(&self, routes: &[Option<MsiMessage>; PINS]) {
+        if let Err(cause) = self.set_routes(routes) {
+            tracing::error!("KVM refused the interrupt routes (KVM_SET_GSI_ROUTING): {cause}");
+        }
+    }
+
     fn set_routes(&self, routes: &[Option<MsiMessage>; PINS]) -> Result<(), kvm_ioctls::Error> {
         let entries: Vec<_> = (0..)
             .zip(routes)

@@ -17,6 +17,7 @@ mod memory;
 mod page_returner;
 pub mod run;
 mod signals;
+pub mod snapshot;
 pub mod spec;
 pub mod stop;
 mod timing;

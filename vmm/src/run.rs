@@ -15,8 +15,9 @@ use crate::control::{self, ControlHandle, Inbox};
 use crate::event;
 use crate::events::{EventHub, EventKind, Identity};
 use crate::exit_code;
-use crate::machine::{Live, Machine, MachineError};
+use crate::machine::{Live, LoadRequest, Machine, MachineError};
 use crate::signals::Signals;
+use crate::snapshot::SnapshotRequest;
 use crate::spec::VmSpec;
 use crate::stop::StopReason;
 use crate::timing::Timing;
@@ -30,6 +31,10 @@ pub struct RunOptions {
     pub start: Instant,
     /// Whether to wait for somebody to start the machine by the control handle, instead of starting it at once.
     pub wait: bool,
+    /// Go on from this snapshot instead of starting the machine.
+    pub load: Option<LoadRequest>,
+    /// Save the machine so, and end it, when its guest says that it is ready.
+    pub save_when_ready: Option<SnapshotRequest>,
     /// Which VM it is; one without a name where this is not said.
     pub identity: Option<Identity>,
 }
@@ -57,18 +62,21 @@ pub fn run<S>(
     let (handle, inbox) = control::channel(events.clone()).map_err(host("an event descriptor"))?;
     let mut machine = Machine::new(spec, timing, events);
     let served = serve(handle)?;
-    if !options.wait {
-        machine.start()?;
+    match &options.load {
+        Some(load) => machine.load(load)?,
+        None if options.wait => {}
+        None => machine.start()?,
     }
-    let otherwise = control(&mut machine, &inbox, &signals).unwrap_or_else(|cause| {
-        StopReason::Fault(format!("the control thread cannot wait for events: {cause}"))
-    });
+    let (otherwise, failed) = match control(&mut machine, &inbox, &signals, options.save_when_ready) {
+        Ok(reason) => (reason, None),
+        Err(error) => (StopReason::Fault(error.to_string()), Some(error)),
+    };
     let reason = machine.finish(otherwise);
     tell_end(&machine, &reason);
     drop((inbox, served));
     // Whoever has closed standard error does not want the report.
     let _ = io::stderr().write_all(machine.timing_report().as_bytes());
-    Ok(reason)
+    failed.map_or(Ok(reason), Err)
 }
 
 /// Tells everybody that the machine has ended, and how.
@@ -97,10 +105,19 @@ enum Source {
 }
 
 /// Serves calls, input and signals until there is a reason to stop.
-fn control(machine: &mut Machine, inbox: &Inbox, signals: &Signals) -> Result<StopReason, Errno> {
+fn control(
+    machine: &mut Machine,
+    inbox: &Inbox,
+    signals: &Signals,
+    mut save_when_ready: Option<SnapshotRequest>,
+) -> Result<StopReason, MachineError> {
     let events = machine.events().clone();
     loop {
-        let Some(ready) = wait(machine.live_mut(), inbox, signals)? else {
+        let ready = wait(machine.live_mut(), inbox, signals).map_err(|cause| MachineError::Host {
+            what: "to wait for events",
+            cause: cause.into(),
+        })?;
+        let Some(ready) = ready else {
             return Ok(StopReason::TimedOut);
         };
         if let Some(reason) = machine.live_mut().and_then(|live| live.vm.stop_cell().reason()) {
@@ -124,7 +141,22 @@ fn control(machine: &mut Machine, inbox: &Inbox, signals: &Signals) -> Result<St
                         return Ok(reason);
                     }
                 }
-                (Source::Stop | Source::Room | Source::Input, _) => {}
+                (Source::Stop, Some(live)) => {
+                    // Read first, asked after: neither an end nor the guest's being ready is missed.
+                    let _ = live.vm.stop_cell().wake().read();
+                    if let Some(reason) = live.vm.stop_cell().reason() {
+                        return Ok(reason);
+                    }
+                    if live.vm.stop_cell().take_ready() {
+                        events.emit(EventKind::Ready);
+                        if let Some(request) = save_when_ready.take() {
+                            machine.pause()?;
+                            machine.snapshot(&request)?;
+                            return Ok(StopReason::Shutdown);
+                        }
+                    }
+                }
+                (Source::Stop | Source::Room | Source::Input, None) => {}
             }
         }
     }

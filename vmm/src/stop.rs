@@ -47,6 +47,8 @@ pub struct StopCell {
     reason: Mutex<Option<StopReason>>,
     /// Whether there is one, for vCPU threads, which ask after every port access.
     stopped: AtomicBool,
+    /// The guest said that it is ready, and nobody has heard it yet.
+    ready: AtomicBool,
     wake: EventFd,
 }
 
@@ -56,6 +58,7 @@ impl StopCell {
         Ok(Self {
             reason: Mutex::new(None),
             stopped: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
     }
@@ -81,7 +84,19 @@ impl StopCell {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// Readable from the moment there is a reason.
+    /// The guest says that it is ready.
+    pub fn tell_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+        // As above.
+        let _ = self.wake.write(1);
+    }
+
+    /// Whether the guest has said so since this was last asked.
+    pub fn take_ready(&self) -> bool {
+        self.ready.swap(false, Ordering::AcqRel)
+    }
+
+    /// Readable from the moment there is a reason, or the guest is ready. Whoever finds no reason reads it and asks for both.
     pub fn wake(&self) -> &EventFd {
         &self.wake
     }

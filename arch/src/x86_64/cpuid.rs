@@ -4,8 +4,12 @@
 //! `Documentation/virt/kvm/x86/cpuid.rst` for the leaves from 0x40000000 on.
 #![forbid(unsafe_code)]
 
+mod compare;
+
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Kvm, VcpuFd};
+
+pub use compare::{host_cpu, missing};
 
 /// Frequency of KVM's local APIC timer before its divider, in kHz (KVM's default bus cycle of 1 ns).
 const APIC_BUS_KHZ: u32 = 1_000_000;

@@ -4,6 +4,8 @@
 //! special registers before the MSRs that depend on EFER, the local APIC before its deadline, events and the run state last.
 //! No call and no MSR is taken for granted: what KVM does not list is not asked for, what it lists and refuses is left out.
 
+use std::sync::Arc;
+
 use kvm_bindings::{
     Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs,
@@ -132,26 +134,25 @@ impl From<&CpuidLeaf> for kvm_cpuid_entry2 {
 #[repr(transparent)]
 struct Lapic([u8; 1024]);
 
-/// What the states of all vCPUs of a VM have in common to be read with.
+/// Reads the states of vCPUs.
+#[derive(Clone)]
 pub struct StateReader {
-    msrs: Vec<u32>,
-    xsave: XsaveBuffer,
+    msrs: Arc<[u32]>,
 }
 
 impl StateReader {
-    /// For vCPUs of `vm`.
-    pub fn new(kvm: &Kvm, vm: &VmFd) -> Result<Self, VcpuStateError> {
+    /// Asks which MSRs there are.
+    pub fn new(kvm: &Kvm) -> Result<Self, VcpuStateError> {
         let list = kvm
             .get_msr_index_list()
             .map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
         Ok(Self {
-            msrs: list.as_slice().to_vec(),
-            xsave: buffer(vm)?,
+            msrs: list.as_slice().into(),
         })
     }
 
-    /// Reads the state of a vCPU that stands still, outside of KVM_RUN, with nothing left to complete.
-    pub fn read(&mut self, vcpu: &VcpuFd) -> Result<VcpuState, VcpuStateError> {
+    /// Reads the state of a vCPU of `vm` that stands still, outside of KVM_RUN, with nothing left to complete.
+    pub fn read(&self, vm: &VmFd, vcpu: &VcpuFd) -> Result<VcpuState, VcpuStateError> {
         // First: KVM settles what the APIC has pending when it is asked for the run state.
         let mp_state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
         let cpuid = vcpu
@@ -165,7 +166,7 @@ impl StateReader {
             regs: vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
             sregs: vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?,
             xcrs: vcpu.get_xcrs().map_err(failed("KVM_GET_XCRS"))?,
-            xsave: self.xsave.read(vcpu).map_err(failed("KVM_GET_XSAVE2"))?,
+            xsave: buffer(vm)?.read(vcpu).map_err(failed("KVM_GET_XSAVE2"))?,
             lapic: Lapic(lapic.regs.map(|byte| byte as u8)),
             debug: vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?,
             events: vcpu.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?,
@@ -176,7 +177,7 @@ impl StateReader {
     /// Every listed MSR that KVM lets be read.
     fn read_msrs(&self, vcpu: &VcpuFd) -> Result<Vec<(u32, u64)>, VcpuStateError> {
         let mut values = Vec::with_capacity(self.msrs.len());
-        let mut left = self.msrs.as_slice();
+        let mut left = &*self.msrs;
         while !left.is_empty() {
             let batch = &left[..left.len().min(BATCH)];
             let mut msrs = entries(batch.iter().map(|&index| (index, 0)))?;

@@ -39,6 +39,12 @@ pub struct MsiMessage {
 pub trait PinRouter: Send + Sync {
     /// The interrupt of `pin` goes to `message` from now on, or nowhere.
     fn route(&self, pin: usize, message: Option<MsiMessage>);
+    /// The same for every pin at once, which a router may do faster.
+    fn route_all(&self, messages: [Option<MsiMessage>; PINS]) {
+        for (pin, message) in messages.into_iter().enumerate() {
+            self.route(pin, message);
+        }
+    }
     /// Delivers the interrupt of `pin` once.
     fn pulse(&self, pin: usize);
 }
@@ -86,9 +92,7 @@ impl<R: PinRouter> IoApic<R> {
 
     /// Becomes what was saved, routes included.
     pub fn restore(&self, state: IoApicState) {
-        for (pin, entry) in state.entries.iter().enumerate() {
-            self.router.route(pin, message_of(*entry));
-        }
+        self.router.route_all(state.entries.map(message_of));
         *self.lock() = state;
     }
 

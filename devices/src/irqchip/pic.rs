@@ -13,13 +13,25 @@ pub struct PicStub {
     mask: AtomicU8,
 }
 
+impl PicStub {
+    /// All that it remembers.
+    pub fn mask(&self) -> u8 {
+        self.mask.load(Ordering::Relaxed)
+    }
+
+    /// Becomes what was saved.
+    pub fn set_mask(&self, mask: u8) {
+        self.mask.store(mask, Ordering::Relaxed);
+    }
+}
+
 impl BusDevice for PicStub {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if offset == 1
             && let Some(first) = data.first_mut()
         {
-            *first = self.mask.load(Ordering::Relaxed);
+            *first = self.mask();
         }
     }
 
@@ -27,7 +39,7 @@ impl BusDevice for PicStub {
         if offset == 1
             && let Some(first) = data.first()
         {
-            self.mask.store(*first, Ordering::Relaxed);
+            self.set_mask(*first);
         }
     }
 }

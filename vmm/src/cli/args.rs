@@ -62,6 +62,7 @@ Examples:
 
 /// Arguments of `berth run`.
 #[derive(Debug, Default, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 #[command(
     after_help = format!("{RUN_EXAMPLES}\n\nMore, and the exit codes: berth run --help"),
     after_long_help = format!("{RUN_EXAMPLES}\n\n{}", exit_code::HELP),
@@ -171,6 +172,28 @@ pub struct RunArgs {
     /// Print how long each step took from the start to the guest's first instruction
     #[arg(long, help_heading = "Run")]
     pub boot_timing: bool,
+
+    /// Go on from the snapshot in this directory instead of booting
+    ///
+    /// What the machine is comes from the snapshot. --serial and --timeout apply; --disk and --net say where its disks and network
+    /// interfaces lead now, all of them, in their order.
+    #[arg(long, value_name = "DIR", help_heading = "Snapshot",
+        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "rng", "assist", "dry_run", "command"])]
+    pub restore: Option<PathBuf>,
+
+    /// With --restore: read all of the memory first and compare its checksums
+    #[arg(long, requires = "restore", help_heading = "Snapshot")]
+    pub verify: bool,
+
+    /// With --restore: leave the guest's clocks where they were, instead of letting them pass the time that it missed
+    #[arg(long, requires = "restore", help_heading = "Snapshot")]
+    pub keep_clock: bool,
+
+    /// Save the machine in this directory when its guest says that it is ready, and end
+    ///
+    /// A guest says so by writing 1 to port 0xf5.
+    #[arg(long, value_name = "DIR", help_heading = "Snapshot")]
+    pub snapshot_when_ready: Option<PathBuf>,
 
     /// Command for the shipped guest to run instead of a shell
     #[arg(last = true, value_name = "COMMAND")]

@@ -7,7 +7,9 @@ use super::args::RunArgs;
 use super::say::{complain, print};
 use crate::exit_code;
 use crate::logging;
+use crate::machine::{LoadRequest, Overrides};
 use crate::run::{self, RunOptions};
+use crate::snapshot::{SnapshotRequest, SnapshotTarget};
 use crate::spec::{self, Fault, Limits, SerialSpec, ValidSpec, VmSpec};
 
 /// Runs it. Returns the exit code.
@@ -17,6 +19,19 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
         boot_timing: args.boot_timing,
         start,
         wait: false,
+        load: args.restore.take().map(|path| LoadRequest {
+            from: SnapshotTarget::Directory(path),
+            resume: true,
+            overrides: Overrides {
+                serial: args.serial.clone(),
+                timeout: args.timeout,
+                taps: args.net.iter().map(|net| net.tap.clone()).collect(),
+                disks: args.disk.iter().map(|disk| disk.path.clone()).collect(),
+                keep_clock: args.keep_clock,
+            },
+            verify: args.verify,
+        }),
+        save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),
         identity: None,
     };
     let dry_run = args.dry_run;

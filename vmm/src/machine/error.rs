@@ -3,6 +3,7 @@
 use std::io;
 
 use super::MachineState;
+use crate::snapshot::SnapshotError;
 use crate::spec::Fault;
 use crate::vm::BuildError;
 
@@ -23,6 +24,9 @@ pub enum MachineError {
     /// The VM cannot be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// A snapshot cannot be taken or restored.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The host refused something.
     #[error("the host refused {what}: {cause}")]
     Host {
@@ -37,7 +41,7 @@ impl MachineError {
     /// Whether what the user asked for is wrong, and not the host or Berth.
     pub fn is_user(&self) -> bool {
         match self {
-            Self::State { .. } | Self::Faults(_) => true,
+            Self::State { .. } | Self::Faults(_) | Self::Snapshot(_) => true,
             Self::Build(error) => error.is_user(),
             Self::Host { .. } => false,
         }

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //!                   start()                    pause()
-//!   NotStarted ───────────────▶ Running ◀──────────────────▶ Paused
-//!       │  configure()             │        resume()            │
+//!   NotStarted ───────────────▶ Running ◀──────────────────▶ Paused ◀── load()
+//!       │  configure()             │        resume()            │  snapshot()
 //!       └── the process ends ──────┴── the VM stops: StopReason ┴──▶ the process ends
 //! ```
 //! It lives on the control thread; other threads reach it by a [`ControlHandle`](crate::control::ControlHandle).
 #![forbid(unsafe_code)]
 
 mod error;
+mod snapshot;
 
 use std::time::{Duration, Instant};
 
 pub use error::MachineError;
+pub use snapshot::{LoadRequest, Overrides};
 
 use crate::console::{self, Console, RawTerminal, Stdio};
 use crate::events::{EventHub, EventKind};
@@ -63,6 +65,8 @@ pub(crate) struct Live {
     pub(crate) terminal: Option<RawTerminal>,
     /// When the guest is to be ended as hung.
     pub(crate) deadline: Option<Instant>,
+    /// What was built.
+    spec: ValidSpec,
 }
 
 impl Machine {
@@ -104,6 +108,10 @@ impl Machine {
     /// Builds the machine and lets its guest run.
     pub fn start(&mut self) -> Result<(), MachineError> {
         self.need("be started", MachineState::NotStarted)?;
+        self.spec.fill_in().map_err(|cause| MachineError::Host {
+            what: "random bytes",
+            cause,
+        })?;
         let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
         let Built { mut vm, mut console } = vm::build(&spec, streams(&spec), &mut self.timing)?;
         let terminal = take_terminal(&spec, &mut console)?;
@@ -114,6 +122,7 @@ impl Machine {
             console,
             terminal,
             deadline: deadline(&spec, self.timing.start()),
+            spec,
         });
         self.events.emit(EventKind::Started);
         Ok(())

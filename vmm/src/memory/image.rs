@@ -126,7 +126,7 @@ fn read_trailer(file: &File, size: u64) -> Result<(Identity, Sums), ImageError> 
     file.read_exact_at(&mut head, size).map_err(read)?;
     let mut sums = vec![0; (found - sums_at(size)) as usize];
     file.read_exact_at(&mut sums, sums_at(size)).map_err(read)?;
-    let word = |at: usize| head[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or(0);
+    let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap_or_default());
     let mut id = [0; 16];
     id.copy_from_slice(&head[16..32]);
     let identity = Identity {
@@ -208,20 +208,18 @@ fn is_zero(page: &[u8]) -> bool {
 }
 
 /// Where memory came from: what is not this process's own is there.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Origin<'a> {
+#[derive(Debug)]
+pub(crate) enum Origin {
     /// Fresh memory: what was never written is zero.
     Nothing,
     /// A private mapping of this file.
-    Image(&'a Image),
-    /// Somebody else supplies pages when they are touched.
-    Pager,
+    Image(Image),
 }
 
 /// Writes `memory`, which stands still, to the empty `file`; a difference takes only what is this process's own.
 pub(crate) fn write(
     memory: &Memory,
-    origin: Origin<'_>,
+    origin: &Origin,
     file: &File,
     identity: Identity,
 ) -> io::Result<Written> {
@@ -237,7 +235,7 @@ pub(crate) fn write(
         }
         _ => false,
     };
-    let chunks = own_chunks(memory, origin)?;
+    let chunks = own_chunks(memory)?;
     let writer = Writer {
         memory,
         file,
@@ -275,7 +273,7 @@ impl Chunk {
 }
 
 /// Every MiB with pages of our own. Regions end at whole MiBs, but for the last.
-fn own_chunks(memory: &Memory, origin: Origin<'_>) -> io::Result<Vec<Chunk>> {
+fn own_chunks(memory: &Memory) -> io::Result<Vec<Chunk>> {
     let map = PageMap::open()?;
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut base = 0;
@@ -302,12 +300,7 @@ fn own_chunks(memory: &Memory, origin: Origin<'_>) -> io::Result<Vec<Chunk>> {
             }
             Ok(())
         };
-        match origin {
-            Origin::Pager => add(0..len)?,
-            Origin::Nothing | Origin::Image(_) => {
-                map.own(region.as_ptr().addr(), len, &mut add)?;
-            }
-        }
+        map.own(region.as_ptr().addr(), len, &mut add)?;
         base += len as u64;
     }
     Ok(chunks)

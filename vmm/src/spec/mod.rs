@@ -100,6 +100,15 @@ impl VmSpec {
             .chain(serial)
     }
 
+    /// Makes what a description may leave to Berth and what lasts as long as the VM: hardware addresses.
+    pub fn fill_in(&mut self) -> std::io::Result<()> {
+        for net in self.nets.iter_mut().filter(|net| net.mac.is_none()) {
+            let mac = berth_devices::virtio::net::random_mac()?;
+            net.mac = Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
+        }
+        Ok(())
+    }
+
     /// Takes relative paths from `folder`. An empty path stays empty, for [`validate`] to refuse.
     pub fn take_paths_from(&mut self, folder: &Path) {
         for path in self.paths_mut().filter(|path| !path.as_os_str().is_empty()) {

@@ -23,11 +23,15 @@ enum State {
     Stopped,
 }
 
-/// The state that a vCPU thread and its controller share.
-#[derive(Debug)]
-pub(crate) struct VcpuControl {
-    state: Mutex<State>,
+/// The state that a vCPU thread and its controller share. `T` is work for the thread to do while it is paused.
+pub(crate) struct VcpuControl<T> {
+    shared: Mutex<Shared<T>>,
     changed: Condvar,
+}
+
+struct Shared<T> {
+    state: State,
+    work: Option<T>,
 }
 
 /// What the run loop does after a kick.
@@ -39,64 +43,94 @@ pub(crate) enum Next {
     Stop,
 }
 
-impl VcpuControl {
-    pub(crate) fn new() -> Self {
+impl<T> VcpuControl<T> {
+    /// For a thread that runs the guest at once, or is paused before its first instruction.
+    pub(crate) fn new(paused: bool) -> Self {
+        let state = if paused {
+            State::Pausing(false)
+        } else {
+            State::Running
+        };
         Self {
-            state: Mutex::new(State::Running),
+            shared: Mutex::new(Shared { state, work: None }),
             changed: Condvar::new(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Shared<T>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the thread to leave the guest and wait. The caller kicks it, then calls [`Self::wait_paused`].
     pub(crate) fn pause(&self) {
-        let mut state = self.lock();
-        if *state == State::Running {
-            *state = State::Pausing(false);
+        let mut shared = self.lock();
+        if shared.state == State::Running {
+            shared.state = State::Pausing(false);
         }
+    }
+
+    /// Has a paused thread do `work`. Returns it if the thread has ended.
+    pub(crate) fn give(&self, work: T) -> Result<(), T> {
+        let mut shared = self.lock();
+        if shared.state == State::Stopped {
+            return Err(work);
+        }
+        shared.work = Some(work);
+        self.changed.notify_all();
+        Ok(())
     }
 
     /// Waits until the thread has left the guest, or has ended.
     pub(crate) fn wait_paused(&self) {
-        let state = self.lock();
+        let shared = self.lock();
         drop(
             self.changed
-                .wait_while(state, |state| *state == State::Pausing(false)),
+                .wait_while(shared, |shared| shared.state == State::Pausing(false)),
         );
     }
 
     /// Lets a paused thread go on.
     pub(crate) fn resume(&self) {
-        let mut state = self.lock();
-        if *state != State::Stopped {
-            *state = State::Running;
+        let mut shared = self.lock();
+        if shared.state != State::Stopped {
+            shared.state = State::Running;
         }
         self.changed.notify_all();
     }
 
     /// Ends the thread at its next look. The caller kicks it.
     pub(crate) fn stop(&self) {
-        *self.lock() = State::Stopped;
+        let mut shared = self.lock();
+        shared.state = State::Stopped;
+        // Whoever waits for it learns that it will not be done.
+        shared.work = None;
         self.changed.notify_all();
     }
 
-    /// On the vCPU thread, out of the guest: answers what was asked, waits while paused.
-    pub(crate) fn next(&self) -> Next {
-        let mut state = self.lock();
+    /// On the vCPU thread, out of the guest: answers what was asked, waits while paused and does the work it is given.
+    pub(crate) fn next(&self, mut work: impl FnMut(T)) -> Next {
+        let mut shared = self.lock();
         loop {
-            match *state {
-                State::Running => return Next::Run,
-                State::Stopped => return Next::Stop,
-                State::Pausing(_) => {
-                    *state = State::Pausing(true);
+            match (shared.state, shared.work.take()) {
+                (State::Stopped, _) => return Next::Stop,
+                (_, Some(given)) => {
+                    drop(shared);
+                    work(given);
+                    shared = self.lock();
+                }
+                (State::Running, None) => return Next::Run,
+                (State::Pausing(_), None) => {
+                    shared.state = State::Pausing(true);
                     self.changed.notify_all();
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }
+    }
+
+    /// On the vCPU thread: it has ended, and nobody need wait for it.
+    pub(crate) fn ended(&self) {
+        self.stop();
     }
 }
 
@@ -161,11 +195,11 @@ mod tests {
 
     #[test]
     fn a_paused_thread_answers_waits_and_goes_on() {
-        let control = Arc::new(VcpuControl::new());
+        let control = Arc::new(VcpuControl::<u8>::new(false));
         control.pause();
         let thread = std::thread::spawn({
             let control = control.clone();
-            move || (control.next(), control.next())
+            move || (control.next(drop), control.next(drop))
         });
         control.wait_paused();
         control.resume();
@@ -177,18 +211,37 @@ mod tests {
     }
 
     #[test]
+    fn a_paused_thread_works_and_an_ended_one_does_not() {
+        let control = Arc::new(VcpuControl::new(true));
+        let thread = std::thread::spawn({
+            let control = control.clone();
+            move || {
+                let mut done = Vec::new();
+                let next = control.next(|work: u8| done.push(work));
+                (next, done)
+            }
+        });
+        control.wait_paused();
+        assert_eq!(control.give(7), Ok(()));
+        control.resume();
+        assert_eq!(thread.join().unwrap(), (Next::Run, vec![7]));
+        control.ended();
+        assert_eq!(control.give(8), Err(8));
+    }
+
+    #[test]
     fn stop_ends_a_paused_thread_and_stands() {
-        let control = Arc::new(VcpuControl::new());
+        let control = Arc::new(VcpuControl::<u8>::new(false));
         control.pause();
         let thread = std::thread::spawn({
             let control = control.clone();
-            move || control.next()
+            move || control.next(drop)
         });
         control.wait_paused();
         control.stop();
         control.resume();
         assert_eq!(thread.join().unwrap(), Next::Stop);
-        assert_eq!(control.next(), Next::Stop);
+        assert_eq!(control.next(drop), Next::Stop);
         control.wait_paused();
     }
 }

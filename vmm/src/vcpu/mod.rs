@@ -3,7 +3,7 @@
 mod control;
 mod exits;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -37,16 +37,23 @@ pub(crate) struct VcpuParts {
     pub(crate) assist: Option<VcpuAssist>,
 }
 
+/// What a paused vCPU thread does for others: only it may touch its vCPU.
+type Work = Box<dyn FnOnce(&mut VcpuParts) + Send>;
+
 /// A running vCPU thread.
 pub(crate) struct VcpuThread {
-    control: Arc<VcpuControl>,
+    control: Arc<VcpuControl<Work>>,
     thread: JoinHandle<Option<AssistCounts>>,
 }
 
 impl VcpuThread {
-    /// Starts the thread; the guest runs at once. The first thread to enter it tells `first_run` when.
-    pub(crate) fn spawn(parts: VcpuParts, first_run: Arc<OnceLock<Instant>>) -> std::io::Result<Self> {
-        let control = Arc::new(VcpuControl::new());
+    /// Starts the thread; the guest runs at once unless it is `paused`. The first thread to enter it tells `first_run` when.
+    pub(crate) fn spawn(
+        parts: VcpuParts,
+        first_run: Arc<OnceLock<Instant>>,
+        paused: bool,
+    ) -> std::io::Result<Self> {
+        let control = Arc::new(VcpuControl::new(paused));
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{}", parts.index))
             .spawn({
@@ -65,6 +72,20 @@ impl VcpuThread {
     /// Waits until the thread has left the guest.
     pub(crate) fn wait_paused(&self) {
         self.control.wait_paused();
+    }
+
+    /// Has the paused thread run `work` and waits for the result; `None` if the thread has ended.
+    pub(crate) fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut VcpuParts) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let work: Work = Box::new(move |parts| {
+            // Nobody waits any more: then nobody wants to know.
+            let _ = sender.send(work(parts));
+        });
+        self.control.give(work).ok()?;
+        receiver.recv().ok()
     }
 
     /// Lets the thread enter the guest again.
@@ -91,16 +112,21 @@ impl VcpuThread {
 }
 
 /// The thread: runs until the guest or the controller ends it.
-fn run(mut parts: VcpuParts, control: &VcpuControl, first_run: &OnceLock<Instant>) -> Option<AssistCounts> {
-    first_run.get_or_init(Instant::now);
+fn run(
+    mut parts: VcpuParts,
+    control: &VcpuControl<Work>,
+    first_run: &OnceLock<Instant>,
+) -> Option<AssistCounts> {
     let kick = ImmediateExit::new(&mut parts.vcpu);
-    while control.next() == Next::Run {
+    while control.next(|work| work(&mut parts)) == Next::Run {
+        first_run.get_or_init(Instant::now);
         if let Err(reason) = run_until_kicked(&mut parts) {
             parts.stop.stop(reason);
             break;
         }
         kick.clear();
     }
+    control.ended();
     parts.assist.map(|assist| assist.counts().clone())
 }
 

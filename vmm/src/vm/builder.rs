@@ -19,13 +19,15 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::ports::{self, Outputs, Ports};
 use super::virtio;
-use super::{BuildError, Vm};
+use super::{Board, BuildError, StateError, Vm, state};
 use crate::console::Console;
 use crate::console::output::Stream;
 use crate::console::panic::{PanicMessage, PanicWatch};
 use crate::guest::{self, Streams};
 use crate::irq::IrqLines;
-use crate::memory;
+use crate::memory::image::{Image, Origin};
+use crate::memory::{self, MemoryError};
+use crate::snapshot::Components;
 use crate::spec::{self, ValidSpec, VmSpec};
 use crate::stop::{StopCell, StopReason};
 use crate::timing::Timing;
@@ -37,64 +39,210 @@ pub(crate) struct Built {
     pub(crate) console: Console,
 }
 
+/// A machine that was saved.
+pub(crate) struct Saved {
+    /// Its parts.
+    pub(crate) components: Components,
+    /// Its RAM.
+    pub(crate) memory: SavedMemory,
+    /// What ran its kernel.
+    pub(crate) kind: HostKind,
+    /// How the shipped guest's streams lead to the host's.
+    pub(crate) streams: Streams,
+    /// What its clocks advance by, from the nanoseconds that have passed since it was saved.
+    pub(crate) advance: fn(u64) -> u64,
+}
+
+/// A saved machine's RAM.
+pub(crate) enum SavedMemory {
+    /// A file, to be mapped privately.
+    Image(Image),
+}
+
+impl SavedMemory {
+    fn map(&self) -> Result<Arc<Memory>, MemoryError> {
+        match self {
+            Self::Image(image) => memory::map_image(image),
+        }
+    }
+
+    fn into_origin(self) -> Origin {
+        match self {
+            Self::Image(image) => Origin::Image(image),
+        }
+    }
+}
+
+/// What is there before vCPUs are.
+struct Base {
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    memory: Arc<Memory>,
+    lines: IrqLines,
+}
+
 /// Builds what `spec` describes.
 pub(crate) fn build(spec: &ValidSpec, streams: Streams, timing: &mut Timing) -> Result<Built, BuildError> {
     let spec: &VmSpec = spec;
-    let host = |what| move |cause| BuildError::Host { what, cause };
-    let stop = Arc::new(StopCell::new().map_err(host("an event descriptor"))?);
-    let devices = virtio::devices(spec)?;
-    let framed = spec.kernel.is_none() && streams == Streams::Piped;
-    let mut console = Console::open(&spec.serial, framed, &stop)?;
+    let outside = Outside::open(spec, streams)?;
     timing.mark("open files");
-
-    let kvm = probe::kvm::open()?;
-    let vm = Arc::new(kvm.create_vm().map_err(refused("KVM_CREATE_VM"))?);
-    timing.mark("create VM");
-    let memory = memory::map(spec.memory.0)?;
-    memory::set_slots(&vm, &memory)?;
-    // Intel CPUs before 2010 run real mode in these pages; others do not care whether they are set.
-    if let Err(error) = vm.set_identity_map_address(layout::KVM_IDENTITY_MAP) {
-        tracing::debug!("KVM_SET_IDENTITY_MAP_ADDR: {error}");
-    }
-    if let Err(error) = vm.set_tss_address(layout::KVM_TSS as usize) {
-        tracing::debug!("KVM_SET_TSS_ADDR: {error}");
-    }
-    timing.mark("guest memory");
-    let lines = IrqLines::new(vm.clone())?;
-    timing.mark("interrupt controller");
-    let (mut vcpus, hint) = create_vcpus(&kvm, &vm, spec.cpus)?;
+    let base = Base::new(memory::map(spec.memory.0)?, timing)?;
+    let (mut vcpus, hint) = create_vcpus(&base.kvm, &base.vm, spec.cpus)?;
     timing.mark("vCPUs");
-    let kind = probe_kind(&mut vcpus[0], &memory, hint)?;
-    let assisted = kind == HostKind::Interpreted && spec.assist;
+    let kind = probe_kind(&mut vcpus[0], &base.memory, hint)?;
     timing.mark("probe the host");
 
-    let count = devices.len();
+    let memory = &base.memory;
+    let count = outside.devices.len();
     let cmdline = command_line(spec, streams, count, kind);
-    let boot = berth_boot::load(&memory, &boot_request(spec, &kernel_source(spec), &cmdline))?;
+    let boot = berth_boot::load(memory, &boot_request(spec, &kernel_source(spec), &cmdline))?;
     timing.mark("load the kernel");
-    describe_machine(&memory, spec, count, framed)?;
-    enter_at(&vcpus[0], &memory, boot.entry, spec.memory.0)?;
+    describe_machine(memory, spec, count)?;
+    enter_at(&vcpus[0], memory, boot.entry, spec.memory.0)?;
     timing.mark("boot tables, registers");
 
-    let panic = PanicMessage::default();
-    let events = ports::machine_events(stop.clone(), panic.clone());
-    let outputs = outputs(&mut console, framed, &panic, &stop)?;
+    let facts = Facts {
+        kind,
+        streams,
+        origin: Origin::Nothing,
+        assisted: kind == HostKind::Interpreted && spec.assist,
+    };
+    let built = assemble(base, outside, vcpus, facts)?;
+    timing.mark("devices");
+    Ok(built)
+}
+
+/// Builds the machine that was saved, to be started paused. `spec` says where its devices lead to now.
+pub(crate) fn restore(spec: &ValidSpec, saved: Saved, timing: &mut Timing) -> Result<Built, BuildError> {
+    let spec: &VmSpec = spec;
+    let mut components = saved.components;
+    let outside = Outside::open(spec, saved.streams)?;
+    timing.mark("open files");
+    let base = Base::new(saved.memory.map()?, timing)?;
+    let advance = state::restore_clock(&mut components, &base.vm, saved.advance)?;
+    let mut vcpus = Vec::with_capacity(spec.cpus as usize);
+    let mut assists = Vec::with_capacity(spec.cpus as usize);
+    for index in 0..spec.cpus {
+        let state = state::take_vcpu(&mut components, index)?;
+        let vcpu = base
+            .vm
+            .create_vcpu(index.into())
+            .map_err(refused("KVM_CREATE_VCPU"))?;
+        let ticks = u128::from(advance) * u128::from(state.vcpu.tsc_khz.unwrap_or(0)) / 1_000_000;
+        state
+            .vcpu
+            .write(&base.vm, &vcpu, ticks as u64)
+            .map_err(|cause| StateError::Vcpu { index, cause })?;
+        vcpus.push(vcpu);
+        assists.push(state.assist);
+    }
+    timing.mark("vCPUs");
+    let facts = Facts {
+        kind: saved.kind,
+        streams: saved.streams,
+        origin: saved.memory.into_origin(),
+        assisted: assists.first().is_some_and(Option::is_some),
+    };
+    let mut built = assemble(base, outside, vcpus, facts)?;
+    built.vm.restore(components, assists)?;
+    timing.mark("devices");
+    Ok(built)
+}
+
+/// What a VM has of the outside world.
+struct Outside {
+    stop: Arc<StopCell>,
+    devices: virtio::Devices,
+    console: Console,
+    panic: PanicMessage,
+    outputs: Outputs,
+}
+
+impl Outside {
+    /// Opens every file and device that `spec` names: most of what can be wrong is wrong there.
+    fn open(spec: &VmSpec, streams: Streams) -> Result<Self, BuildError> {
+        let stop = StopCell::new().map_err(|cause| BuildError::Host {
+            what: "an event descriptor",
+            cause,
+        })?;
+        let stop = Arc::new(stop);
+        let devices = virtio::devices(spec)?;
+        let shipped = spec.kernel.is_none();
+        let mut console = Console::open(&spec.serial, shipped && streams == Streams::Piped, &stop)?;
+        let panic = PanicMessage::default();
+        let outputs = outputs(&mut console, shipped.then_some(streams), &panic, &stop)?;
+        Ok(Self {
+            stop,
+            devices,
+            console,
+            panic,
+            outputs,
+        })
+    }
+}
+
+impl Base {
+    /// A VM with its memory and interrupt controllers, in the order that costs least.
+    fn new(memory: Arc<Memory>, timing: &mut Timing) -> Result<Self, BuildError> {
+        let kvm = probe::kvm::open()?;
+        let vm = Arc::new(kvm.create_vm().map_err(refused("KVM_CREATE_VM"))?);
+        timing.mark("create VM");
+        memory::set_slots(&vm, &memory)?;
+        // Intel CPUs before 2010 run real mode in these pages; others do not care whether they are set.
+        if let Err(error) = vm.set_identity_map_address(layout::KVM_IDENTITY_MAP) {
+            tracing::debug!("KVM_SET_IDENTITY_MAP_ADDR: {error}");
+        }
+        if let Err(error) = vm.set_tss_address(layout::KVM_TSS as usize) {
+            tracing::debug!("KVM_SET_TSS_ADDR: {error}");
+        }
+        timing.mark("guest memory");
+        let lines = IrqLines::new(vm.clone())?;
+        timing.mark("interrupt controller");
+        Ok(Self {
+            kvm,
+            vm,
+            memory,
+            lines,
+        })
+    }
+}
+
+/// What a machine is, besides what its spec says.
+struct Facts {
+    kind: HostKind,
+    streams: Streams,
+    origin: Origin,
+    assisted: bool,
+}
+
+/// Puts the devices in their places and the vCPUs beside them.
+fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> Result<Built, BuildError> {
+    let Base {
+        kvm,
+        vm,
+        memory,
+        lines,
+    } = base;
+    let Outside {
+        stop,
+        devices,
+        console,
+        panic,
+        outputs,
+    } = outside;
+    let events = ports::machine_events(stop.clone(), panic);
     let ports = Ports::new(&lines, outputs, &events)?;
-    if framed {
-        ports.com1.hold_input_until_out1();
+    if facts.streams == Streams::Piped {
+        ports.legacy.com1.hold_input_until_out1();
     }
     let mut mmio = Bus::new();
-    mmio.insert(
-        layout::IOAPIC,
-        layout::PAGE_SIZE,
-        Arc::new(IoApic::new(lines.clone())),
-    )?;
+    let ioapic = Arc::new(IoApic::new(lines.clone()));
+    mmio.insert(layout::IOAPIC, layout::PAGE_SIZE, ioapic.clone())?;
     let virtio = virtio::place(devices, &vm, &memory, &lines, &mut mmio)?;
-    timing.mark("devices");
 
     let (port_bus, mmio) = (Arc::new(ports.bus), Arc::new(mmio));
     let parts = |(index, vcpu)| -> Result<VcpuParts, BuildError> {
-        let assist = if assisted {
+        let assist = if facts.assisted {
             Some(VcpuAssist::new(memory.clone(), &vm)?)
         } else {
             None
@@ -110,7 +258,16 @@ pub(crate) fn build(spec: &ValidSpec, streams: Streams, timing: &mut Timing) -> 
         })
     };
     let vcpus = (0..).zip(vcpus).map(parts).collect::<Result<_, _>>()?;
-    let vm = Vm::new(vcpus, virtio, ports.com1, ports.i8042, ports.power, stop);
+    let board = Board {
+        kvm,
+        vm,
+        memory,
+        origin: facts.origin,
+        ioapic,
+        kind: facts.kind,
+        streams: facts.streams,
+    };
+    let vm = Vm::new(vcpus, virtio, ports.legacy, board, stop);
     Ok(Built { vm, console })
 }
 
@@ -142,7 +299,6 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u32) -> Result<(Vec<VcpuFd>, bool),
     }
     Ok((vcpus, interpreted))
 }
-
 /// Finds out what runs ring 0, before anything of the guest is in memory.
 fn probe_kind(vcpu: &mut VcpuFd, memory: &Arc<Memory>, hint: bool) -> Result<HostKind, BuildError> {
     // Any entry will do; PVH's needs no page tables.
@@ -213,14 +369,9 @@ fn command_line(spec: &VmSpec, streams: Streams, devices: usize, kind: HostKind)
 }
 
 /// Writes the tables by which a kernel finds processors and devices.
-fn describe_machine(
-    memory: &Arc<Memory>,
-    spec: &VmSpec,
-    virtio: usize,
-    com2: bool,
-) -> Result<(), BuildError> {
+fn describe_machine(memory: &Arc<Memory>, spec: &VmSpec, virtio: usize) -> Result<(), BuildError> {
     let mut devices = vec![AcpiDevice::Com1];
-    devices.extend(com2.then_some(AcpiDevice::Com2));
+    devices.extend(spec.kernel.is_none().then_some(AcpiDevice::Com2));
     devices.extend([AcpiDevice::CmosClock, AcpiDevice::Pvpanic]);
     devices.extend((0..virtio).map(AcpiDevice::VirtioMmio));
     acpi::write(
@@ -244,10 +395,11 @@ fn enter_at(vcpu: &VcpuFd, memory: &Arc<Memory>, entry: BootEntry, size: u64) ->
     Ok(boot_regs::set_entry(vcpu, entry)?)
 }
 
-/// The serial ports' outputs: the console, watched for panics; the command's errors on standard error.
+/// The serial ports' outputs: the console, watched for panics; in the shipped guest the second port, for the errors of a
+/// command whose streams are pipes.
 fn outputs(
     console: &mut Console,
-    framed: bool,
+    shipped: Option<Streams>,
     panic: &PanicMessage,
     stop: &Arc<StopCell>,
 ) -> Result<Outputs, BuildError> {
@@ -257,15 +409,17 @@ fn outputs(
         move || stop.stop(StopReason::Panicked(panic.get()))
     };
     let com1 = Box::new(PanicWatch::new(output, panic.clone(), ended));
-    let com2 = if framed {
-        let stderr = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned();
-        let stderr = stderr.map_err(|cause| BuildError::Host {
-            what: "standard error",
-            cause,
-        })?;
-        Some(Box::new(Stream::new(stderr, stop.clone())) as Box<dyn std::io::Write + Send>)
-    } else {
-        None
+    let com2: Option<Box<dyn std::io::Write + Send>> = match shipped {
+        None => None,
+        Some(Streams::Terminal { .. }) => Some(Box::new(std::io::sink())),
+        Some(Streams::Piped) => {
+            let stderr = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned();
+            let stderr = stderr.map_err(|cause| BuildError::Host {
+                what: "standard error",
+                cause,
+            })?;
+            Some(Box::new(Stream::new(stderr, stop.clone())))
+        }
     };
     Ok(Outputs { com1, com2 })
 }

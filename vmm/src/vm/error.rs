@@ -12,6 +12,7 @@ use berth_devices::bus::BusError;
 use berth_devices::virtio::blk::DiskError;
 use berth_devices::virtio::net::TapError;
 
+use super::StateError;
 use crate::console::ConsoleError;
 use crate::irq::IrqError;
 use crate::memory::MemoryError;
@@ -68,6 +69,9 @@ pub enum BuildError {
     /// The serial line leads nowhere.
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    /// A saved state does not fit.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Two devices want the same addresses.
     #[error("the devices do not fit the machine: {0}")]
     Bus(#[from] BusError),
@@ -100,6 +104,7 @@ impl BuildError {
                 | Self::Disk { .. }
                 | Self::Net { .. }
                 | Self::Console(_)
+                | Self::State(_)
         )
     }
 }

@@ -6,6 +6,8 @@
 //!     │                  │     resume()      │
 //!     └──────────────────┴─── stop() ────────┴──▶ Stopped(reason)
 //! ```
+//! A restored VM is Paused from the start.
+//!
 //! A guest that ends by itself puts the reason in the [`StopCell`]; whoever waits for that calls [`Vm::stop`]. The vCPU
 //! and I/O threads are the VM's own; everything here is called by the control thread.
 
@@ -14,19 +16,30 @@ mod error;
 mod handles;
 mod notifier;
 mod ports;
+mod state;
 mod virtio;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use berth_arch::x86_64::assist::AssistCounts;
-use berth_devices::legacy::{AcpiPm, I8042, SerialPort};
+use berth_arch::x86_64::kind::HostKind;
+use berth_devices::Memory;
+use berth_devices::irqchip::IoApic;
+use berth_devices::legacy::SerialPort;
+use kvm_ioctls::{Kvm, VmFd};
 
-pub(crate) use builder::{Built, build};
+pub(crate) use builder::{Built, Saved, SavedMemory, build, restore};
 pub use error::BuildError;
 pub use handles::DeviceHandles;
+pub use state::StateError;
+pub(crate) use state::cpuid_of;
 
+use self::ports::Legacy;
 use self::virtio::Virtio;
+use crate::guest::Streams;
+use crate::irq::IrqLines;
+use crate::memory::image::Origin;
 use crate::stop::{StopCell, StopReason};
 use crate::vcpu::{self, VcpuParts, VcpuThread};
 
@@ -42,11 +55,24 @@ enum State {
 pub(crate) struct Vm {
     state: State,
     virtio: Virtio,
-    com1: Arc<SerialPort>,
-    i8042: Arc<I8042>,
-    power: Arc<AcpiPm>,
+    legacy: Legacy,
+    board: Board,
     stop: Arc<StopCell>,
     first_run: Arc<OnceLock<Instant>>,
+}
+
+/// What the devices and vCPUs stand on.
+pub(crate) struct Board {
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    memory: Arc<Memory>,
+    /// Where the memory's contents came from.
+    origin: Origin,
+    ioapic: Arc<IoApic<IrqLines>>,
+    /// What runs the guest's kernel.
+    kind: HostKind,
+    /// How the shipped guest's streams lead to the host's.
+    streams: Streams,
 }
 
 /// How a VM ended.
@@ -57,20 +83,12 @@ pub(crate) struct Ended {
 }
 
 impl Vm {
-    fn new(
-        vcpus: Vec<VcpuParts>,
-        virtio: Virtio,
-        com1: Arc<SerialPort>,
-        i8042: Arc<I8042>,
-        power: Arc<AcpiPm>,
-        stop: Arc<StopCell>,
-    ) -> Self {
+    fn new(vcpus: Vec<VcpuParts>, virtio: Virtio, legacy: Legacy, board: Board, stop: Arc<StopCell>) -> Self {
         Self {
             state: State::Built(vcpus),
             virtio,
-            com1,
-            i8042,
-            power,
+            legacy,
+            board,
             stop,
             first_run: Arc::default(),
         }
@@ -83,7 +101,7 @@ impl Vm {
 
     /// The first serial port.
     pub(crate) fn com1(&self) -> &Arc<SerialPort> {
-        &self.com1
+        &self.legacy.com1
     }
 
     /// Where the end of the VM is told.
@@ -93,12 +111,12 @@ impl Vm {
 
     /// Presses the power button; a guest with ACPI shuts down.
     pub(crate) fn press_power_button(&self) {
-        self.power.press_power_button();
+        self.legacy.power.press_power_button();
     }
 
     /// Sends Ctrl-Alt-Del; a guest with a driver for the keyboard controller ends, or restarts.
     pub(crate) fn send_ctrl_alt_del(&self) {
-        self.i8042.send_ctrl_alt_del();
+        self.legacy.i8042.send_ctrl_alt_del();
     }
 
     /// When the first vCPU entered the guest.
@@ -106,10 +124,41 @@ impl Vm {
         self.first_run.get().copied()
     }
 
-    /// Lets the guest run.
+    /// Guest RAM, and where its contents came from.
+    pub(crate) fn memory(&self) -> (&Arc<Memory>, &Origin) {
+        (&self.board.memory, &self.board.origin)
+    }
+
+    /// What runs the guest's kernel.
+    pub(crate) fn kind(&self) -> HostKind {
+        self.board.kind
+    }
+
+    /// How the shipped guest's streams lead to the host's.
+    pub(crate) fn streams(&self) -> Streams {
+        self.board.streams
+    }
+
+    /// Starts the vCPU threads: the guest runs.
     pub(crate) fn start(&mut self) -> Result<(), BuildError> {
+        let threads = self.spawn(false)?;
+        self.state = State::Running(threads);
+        Ok(())
+    }
+
+    /// Starts the vCPU threads of a restored VM, which stay paused.
+    pub(crate) fn start_paused(&mut self) -> Result<(), BuildError> {
+        let threads = self.spawn(true)?;
+        for thread in &threads {
+            thread.wait_paused();
+        }
+        self.state = State::Paused(threads);
+        Ok(())
+    }
+
+    fn spawn(&mut self, paused: bool) -> Result<Vec<VcpuThread>, BuildError> {
         let State::Built(vcpus) = std::mem::replace(&mut self.state, State::Stopped) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         vcpu::install_kick_handler().map_err(|error| BuildError::Host {
             what: "a signal handler",
@@ -117,7 +166,7 @@ impl Vm {
         })?;
         let mut threads = Vec::with_capacity(vcpus.len());
         for parts in vcpus {
-            match VcpuThread::spawn(parts, self.first_run.clone()) {
+            match VcpuThread::spawn(parts, self.first_run.clone(), paused) {
                 Ok(thread) => threads.push(thread),
                 Err(cause) => {
                     self.state = State::Running(threads);
@@ -128,8 +177,15 @@ impl Vm {
                 }
             }
         }
-        self.state = State::Running(threads);
-        Ok(())
+        Ok(threads)
+    }
+
+    /// The threads of a paused VM.
+    fn paused(&self) -> &[VcpuThread] {
+        match &self.state {
+            State::Paused(threads) => threads,
+            _ => &[],
+        }
     }
 
     /// Stops the vCPUs where they are, out of the guest. The devices' queues are stopped too, with nothing in flight.
@@ -163,6 +219,8 @@ impl Vm {
             transport.resume();
         }
         for thread in &threads {
+            // So that a guest's watchdogs forgive the time it stood still; refused where it has no KVM clock.
+            thread.call(|parts| parts.vcpu.kvmclock_ctrl().is_ok());
             thread.resume();
         }
         self.state = State::Running(threads);

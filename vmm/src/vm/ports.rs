@@ -14,18 +14,64 @@ use berth_devices::legacy::{
 use super::BuildError;
 use crate::console::panic::PanicMessage;
 use crate::irq::IrqLines;
+use crate::snapshot::{ComponentError, Components};
 use crate::stop::{StopCell, StopReason};
 
-/// The port devices that others have to do with.
+/// The port devices, and where they lie.
 pub(crate) struct Ports {
     /// All of them, by address.
     pub(crate) bus: Bus,
+    /// Each of them.
+    pub(crate) legacy: Legacy,
+}
+
+/// The port devices that remember something or that others have to do with.
+pub(crate) struct Legacy {
     /// The first serial port.
     pub(crate) com1: Arc<SerialPort>,
-    /// Reset, and Ctrl-Alt-Del.
-    pub(crate) i8042: Arc<I8042>,
+    /// The second, where there is one.
+    com2: Option<Arc<SerialPort>>,
     /// Power button, power off, reset.
     pub(crate) power: Arc<AcpiPm>,
+    /// Reset, and Ctrl-Alt-Del.
+    pub(crate) i8042: Arc<I8042>,
+    cmos: Arc<Cmos>,
+    pit: Arc<Pit>,
+    pics: [Arc<PicStub>; 2],
+}
+
+impl Legacy {
+    /// Adds what they remember.
+    pub(crate) fn save(&self, components: &mut Components) -> Result<(), ComponentError> {
+        components.put("com1", 1, &self.com1.save())?;
+        if let Some(com2) = &self.com2 {
+            components.put("com2", 1, &com2.save())?;
+        }
+        components.put("acpi-pm", 1, &self.power.save())?;
+        components.put("i8042", 1, &self.i8042.save())?;
+        components.put("cmos", 1, &self.cmos.save())?;
+        components.put("pit", 1, &self.pit.save())?;
+        for (index, pic) in self.pics.iter().enumerate() {
+            components.put(format!("pic {index}"), 1, &pic.mask())?;
+        }
+        Ok(())
+    }
+
+    /// Becomes what was saved.
+    pub(crate) fn restore(&self, components: &mut Components) -> Result<(), ComponentError> {
+        self.com1.restore(&components.take("com1", 1)?);
+        if let Some(com2) = &self.com2 {
+            com2.restore(&components.take("com2", 1)?);
+        }
+        self.power.restore(components.take("acpi-pm", 1)?);
+        self.i8042.restore(components.take("i8042", 1)?);
+        self.cmos.restore(components.take("cmos", 1)?);
+        self.pit.restore(components.take("pit", 1)?);
+        for (index, pic) in self.pics.iter().enumerate() {
+            pic.set_mask(components.take(&format!("pic {index}"), 1)?);
+        }
+        Ok(())
+    }
 }
 
 /// What the serial ports' output goes to.
@@ -53,9 +99,12 @@ impl Ports {
         };
         let com1 = serial(layout::COM1_GSI, outputs.com1)?;
         bus.insert(layout::COM1_PORT.into(), layout::COM_PORTS.into(), com1.clone())?;
-        if let Some(output) = outputs.com2 {
-            let com2 = serial(layout::COM2_GSI, output)?;
-            bus.insert(layout::COM2_PORT.into(), layout::COM_PORTS.into(), com2)?;
+        let com2 = match outputs.com2 {
+            Some(output) => Some(serial(layout::COM2_GSI, output)?),
+            None => None,
+        };
+        if let Some(com2) = &com2 {
+            bus.insert(layout::COM2_PORT.into(), layout::COM_PORTS.into(), com2.clone())?;
         }
         let power = Arc::new(AcpiPm::new(lines.line(layout::ACPI_EVENT_GSI)?, events.clone()));
         bus.insert(
@@ -72,7 +121,8 @@ impl Ports {
             1,
             Arc::new(At::new(i8042.clone(), commands)),
         )?;
-        bus.insert(layout::CMOS_INDEX_PORT.into(), 2, Arc::new(Cmos::new()))?;
+        let cmos = Arc::new(Cmos::new());
+        bus.insert(layout::CMOS_INDEX_PORT.into(), 2, cmos.clone())?;
         bus.insert(
             layout::EXIT_PORT.into(),
             1,
@@ -88,19 +138,24 @@ impl Ports {
             1,
             Arc::new(Pvpanic::new(events.clone())),
         )?;
-        for base in [0x20, 0xa0] {
-            bus.insert(base, 2, Arc::new(PicStub::default()))?;
+        let pics = <[Arc<PicStub>; 2]>::default();
+        for (base, pic) in [0x20, 0xa0].into_iter().zip(&pics) {
+            bus.insert(base, 2, pic.clone())?;
         }
         let pit = Arc::new(Pit::new());
         bus.insert(0x40, Pit::PORTS, pit.clone())?;
-        bus.insert(0x61, 1, Arc::new(At::new(pit, Pit::PORT_61)))?;
+        bus.insert(0x61, 1, Arc::new(At::new(pit.clone(), Pit::PORT_61)))?;
         bus.insert(0x80, 1, Arc::new(DelayPort::default()))?;
-        Ok(Self {
-            bus,
+        let legacy = Legacy {
             com1,
-            i8042,
+            com2,
             power,
-        })
+            i8042,
+            cmos,
+            pit,
+            pics,
+        };
+        Ok(Self { bus, legacy })
     }
 }
 
@@ -116,7 +171,7 @@ pub(crate) fn machine_events(stop: Arc<StopCell>, panic: PanicMessage) -> Machin
                 None => StopReason::Reset,
             },
             MachineEvent::Ready => {
-                tracing::debug!("the guest is ready");
+                stop.tell_ready();
                 return;
             }
             MachineEvent::Panicked | MachineEvent::CrashLoaded => StopReason::Panicked(panic.get()),

@@ -30,7 +30,7 @@ fn fill(memory: &Memory, at: u64, len: usize, seed: u8) {
     memory.write_slice(&bytes, GuestAddress(at)).unwrap();
 }
 
-fn saved(memory: &Memory, origin: Origin<'_>, difference: bool) -> (File, Written) {
+fn saved(memory: &Memory, origin: &Origin, difference: bool) -> (File, Written) {
     let file = tempfile::tempfile().unwrap();
     let written = write(memory, origin, &file, identity(difference)).unwrap();
     (file, written)
@@ -45,8 +45,10 @@ fn what_was_written_comes_back_and_the_rest_is_holes() {
     let memory = map(SIZE).unwrap();
     fill(&memory, 5 << 20, 3 << 20, 1);
     fill(&memory, SIZE - 4096, 4096, 2);
-    memory.write_slice(&[0; 1 << 20], GuestAddress(1 << 20)).unwrap();
-    let (file, written) = saved(&memory, Origin::Nothing, false);
+    memory
+        .write_slice(&vec![0; 1 << 20], GuestAddress(1 << 20))
+        .unwrap();
+    let (file, written) = saved(&memory, &Origin::Nothing, false);
     assert_eq!(written.bytes, (3 << 20) + 4096);
     assert_eq!(written.zeros, 1 << 20);
     assert!(
@@ -63,18 +65,22 @@ fn what_was_written_comes_back_and_the_rest_is_holes() {
 fn a_restored_memory_is_saved_whole_with_what_changed() {
     let memory = map(SIZE).unwrap();
     fill(&memory, 0, 20 << 20, 1);
-    let image = open(saved(&memory, Origin::Nothing, false).0);
+    let image = open(saved(&memory, &Origin::Nothing, false).0);
     let restored = map_image(&image).unwrap();
+    let origin = Origin::Image(image);
     // Read, written, written with zeros.
     let _: u8 = restored.read_obj(GuestAddress(3 << 20)).unwrap();
     fill(&restored, (7 << 20) + 123, 10_000, 9);
     restored.write_slice(&[0; 8192], GuestAddress(9 << 20)).unwrap();
     fill(&restored, 22 << 20, 4096, 3);
-    let (file, written) = saved(&restored, Origin::Image(&image), false);
+    let (file, written) = saved(&restored, &origin, false);
     assert!(written.bytes <= 8 * 4096, "{written:?}");
     let again = open(file);
     again.verify().unwrap();
     assert_eq!(contents(&map_image(&again).unwrap()), contents(&restored));
+    let Origin::Image(image) = origin else {
+        unreachable!()
+    };
     image.verify().expect("the first file is as it was");
 }
 
@@ -82,11 +88,12 @@ fn a_restored_memory_is_saved_whole_with_what_changed() {
 fn a_difference_holds_what_changed_zeros_included() {
     let memory = map(SIZE).unwrap();
     fill(&memory, 0, 4 << 20, 1);
-    let image = open(saved(&memory, Origin::Nothing, false).0);
+    let image = open(saved(&memory, &Origin::Nothing, false).0);
     let restored = map_image(&image).unwrap();
+    let origin = Origin::Image(image);
     restored.write_slice(&[0; 4096], GuestAddress(1 << 20)).unwrap();
     fill(&restored, 2 << 20, 4096, 7);
-    let (file, written) = saved(&restored, Origin::Image(&image), true);
+    let (file, written) = saved(&restored, &origin, true);
     assert_eq!(written.bytes, 2 * 4096);
     let difference = open(file);
     difference.verify().unwrap();
@@ -98,7 +105,7 @@ fn damage_is_found_wherever_it_is() {
     let memory = map(SIZE).unwrap();
     fill(&memory, 2 << 20, 2 << 20, 1);
     let refused = |change: &dyn Fn(&File)| {
-        let (file, _) = saved(&memory, Origin::Nothing, false);
+        let (file, _) = saved(&memory, &Origin::Nothing, false);
         change(&file);
         Image::open(file, ID, SIZE)
             .and_then(|image| image.verify())
@@ -139,6 +146,6 @@ fn damage_is_found_wherever_it_is() {
         refused(&|mut file| file.write_all(b"x").unwrap()),
         ImageError::Damaged { at: 0 }
     ));
-    let (file, _) = saved(&memory, Origin::Nothing, false);
+    let (file, _) = saved(&memory, &Origin::Nothing, false);
     assert_eq!(Image::open(file, [0; 16], SIZE).unwrap_err(), ImageError::Foreign);
 }

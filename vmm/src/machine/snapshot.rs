@@ -1,0 +1,182 @@
+//! Saving a machine and going on from what was saved.
+
+use std::path::PathBuf;
+
+use berth_arch::probe;
+use berth_arch::x86_64::cpuid;
+use berth_arch::x86_64::kind::HostKind;
+
+use super::{Live, Machine, MachineError, MachineState, deadline, take_terminal};
+use crate::events::EventKind;
+use crate::footprint;
+use crate::snapshot::{
+    self, Found, HostFacts, SnapshotError, SnapshotReport, SnapshotRequest, SnapshotTarget,
+};
+use crate::spec::{self, Limits, SerialSpec, VmSpec};
+use crate::vm::{self, Built, Saved, SavedMemory};
+
+/// A snapshot to go on from.
+#[derive(Debug, Clone)]
+pub struct LoadRequest {
+    /// Where it is.
+    pub from: SnapshotTarget,
+    /// Whether the guest runs at once; otherwise it is paused.
+    pub resume: bool,
+    /// What of the machine is to be another.
+    pub overrides: Overrides,
+    /// Read all of the memory first and compare its sums.
+    pub verify: bool,
+}
+
+/// What of a saved machine is to be another. By default nothing is.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Where the serial line leads.
+    pub serial: Option<SerialSpec>,
+    /// The time limit in seconds, counted from the restore.
+    pub timeout: Option<u64>,
+    /// The taps of the network interfaces, in their order.
+    pub taps: Vec<String>,
+    /// The files of the disks, in their order; each must hold what the guest's disk held.
+    pub disks: Vec<PathBuf>,
+    /// Whether the guest's clocks stay where they were, instead of passing the time that the machine missed.
+    pub keep_clock: bool,
+}
+
+impl Machine {
+    /// Takes a snapshot of the paused machine, which can go on afterwards.
+    pub fn snapshot(&mut self, request: &SnapshotRequest) -> Result<SnapshotReport, MachineError> {
+        self.need("be saved before it is paused", MachineState::Paused)?;
+        let live = self.live("be saved")?;
+        let report = snapshot::take(&live.vm, &live.spec, request)?;
+        let (SnapshotTarget::Directory(path) | SnapshotTarget::Files { state: path, .. }) = &request.target;
+        self.events.emit(EventKind::Snapshot {
+            path: path.clone(),
+            kind: request.kind.name(),
+        });
+        Ok(report)
+    }
+
+    /// Becomes the machine that was saved.
+    pub fn load(&mut self, request: &LoadRequest) -> Result<(), MachineError> {
+        self.need("load a snapshot", MachineState::NotStarted)?;
+        let found = match &request.from {
+            SnapshotTarget::Directory(path) => Found::open(path)?,
+            SnapshotTarget::Files { state, memory } => Found::open_files(state, memory)?,
+        };
+        found.fits()?;
+        check_host(&found)?;
+        if request.verify {
+            found.verify()?;
+        }
+        self.timing.mark("read the snapshot");
+        let spec = overridden(&found, &request.overrides)?;
+        let valid = spec::validate(&spec, Limits::of_host(&spec)).map_err(MachineError::Faults)?;
+        let saved = Saved {
+            memory: SavedMemory::Image(found.image()?),
+            kind: found.body.host.kind,
+            streams: found.body.streams,
+            advance: if request.overrides.keep_clock {
+                |_| 0
+            } else {
+                |passed| passed
+            },
+            components: found.body.components,
+        };
+        let Built { mut vm, mut console } = vm::restore(&valid, saved, &mut self.timing)?;
+        let terminal = take_terminal(&valid, &mut console)?;
+        vm.start_paused()?;
+        self.timing.mark("vCPU threads");
+        footprint::drop_start_up_pages();
+        self.spec = spec;
+        let mut live = Live {
+            vm,
+            console,
+            terminal,
+            deadline: deadline(&valid, self.timing.start()),
+            spec: valid,
+        };
+        self.events.emit(EventKind::Restored { path: found.path });
+        if request.resume {
+            live.vm.resume();
+            self.events.emit(EventKind::Resumed);
+        }
+        self.live = Some(live);
+        Ok(())
+    }
+}
+
+/// The saved machine's description with what is to be another.
+fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineError> {
+    let mut spec = found.body.spec.clone();
+    let unfit = |why: String| SnapshotError::Unfit {
+        path: found.path.clone(),
+        why,
+    };
+    if let Some(serial) = &overrides.serial {
+        spec.serial = serial.clone();
+    }
+    spec.timeout = overrides.timeout;
+    if !overrides.taps.is_empty() {
+        let (given, has) = (overrides.taps.len(), spec.nets.len());
+        if given != has {
+            return Err(unfit(format!(
+                "it has {has} network interfaces, but {given} taps are given"
+            ))
+            .into());
+        }
+        for (net, tap) in spec.nets.iter_mut().zip(&overrides.taps) {
+            net.tap.clone_from(tap);
+        }
+    }
+    if !overrides.disks.is_empty() {
+        let (given, has) = (overrides.disks.len(), spec.disks.len());
+        if given != has {
+            return Err(unfit(format!("it has {has} disks, but {given} files are given")).into());
+        }
+        for (disk, path) in spec.disks.iter_mut().zip(&overrides.disks) {
+            disk.path.clone_from(path);
+        }
+    }
+    Ok(spec)
+}
+
+/// Whether this host can go on with the guest. A host that is what the snapshot's was need not be asked what it supports.
+fn check_host(found: &Found) -> Result<(), MachineError> {
+    let then = &found.body.host;
+    if HostFacts::here(then.kind) == *then {
+        return Ok(());
+    }
+    let unfit = |why: String| SnapshotError::Unfit {
+        path: found.path.clone(),
+        why,
+    };
+    let kvm = probe::kvm::open().map_err(vm::BuildError::from)?;
+    let supported = cpuid::supported(&kvm).map_err(vm::BuildError::from)?;
+    let supported = supported.as_slice();
+    let interpreted = cpuid::looks_interpreted(supported);
+    if interpreted != (then.kind == HostKind::Interpreted) {
+        let word = |interpreted| {
+            if interpreted {
+                "interpreted by KVM"
+            } else {
+                "run by the CPU"
+            }
+        };
+        let (was, is) = (word(!interpreted), word(interpreted));
+        return Err(unfit(format!("its kernel was {was}, but here kernels are {is}")).into());
+    }
+    let leaves = vm::cpuid_of(&found.body.components).map_err(|error| unfit(error.to_string()))?;
+    let missing = cpuid::missing(&leaves, supported);
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(unfit(format!(
+            "this host's CPU ({}) lacks features that the guest has seen on {}: {}",
+            cpuid::host_cpu(),
+            then.cpu,
+            missing.join(", ")
+        ))
+        .into())
+    }
+}

@@ -1,0 +1,278 @@
+//! Snapshots: a machine in files, and a machine from them.
+//!
+//! A snapshot is a description ([`document`]) and a memory ([`crate::memory::image`]), by default `vm.json` and `memory` in one
+//! directory. What a description may hold and how it may change is said in [`Components`].
+//!
+//! A restored machine maps the memory privately, so what it costs does not grow with RAM, and any number of machines share the
+//! pages that they have not written. The file must stay as it is while they run. Its sums are looked at only when somebody asks
+//! for it ([`Found::verify`]): reading all of it would take longer than everything else.
+#![forbid(unsafe_code)]
+
+mod components;
+mod document;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+pub use components::{ComponentError, Components};
+pub use document::{Body, DocumentError, HostFacts, SnapshotId, decode};
+pub use store::{DESCRIPTION, MEMORY, SnapshotTarget};
+
+pub use crate::memory::image::{ImageError, Written};
+
+use crate::guest;
+use crate::memory::image::{self, Identity, Image, Origin};
+use crate::spec::VmSpec;
+use crate::vm::{StateError, Vm};
+use store::Staging;
+
+/// How much memory a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SnapshotKind {
+    /// All of it.
+    #[default]
+    Full,
+    /// What was written since the machine was restored; for one that was not, all that was ever written.
+    Diff,
+}
+
+impl SnapshotKind {
+    /// `full` or `diff`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Diff => "diff",
+        }
+    }
+}
+
+/// A snapshot to be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotRequest {
+    /// Where it goes.
+    pub target: SnapshotTarget,
+    /// What it holds.
+    pub kind: SnapshotKind,
+    /// Whether it must outlast a crash of the host from the moment it is done.
+    pub durable: bool,
+}
+
+impl SnapshotRequest {
+    /// A full, durable snapshot in the directory `path`.
+    pub fn to(path: impl Into<PathBuf>) -> Self {
+        Self {
+            target: SnapshotTarget::Directory(path.into()),
+            kind: SnapshotKind::Full,
+            durable: true,
+        }
+    }
+}
+
+/// What a snapshot took.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct SnapshotReport {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What was written of the memory.
+    pub memory: Written,
+    /// Milliseconds.
+    pub milliseconds: u64,
+}
+
+/// Why a snapshot cannot be taken, read or restored. Displays as a sentence that names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The machine's state cannot be read.
+    #[error("the snapshot cannot be taken: {0}")]
+    Save(StateError),
+    /// The files cannot be written.
+    #[error("{}: the snapshot cannot be written: {cause}", .path.display())]
+    Write {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: io::Error,
+    },
+    /// A file cannot be read.
+    #[error("{}: {cause}", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The description.
+    #[error("{}: {cause}", .path.display())]
+    Document {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: DocumentError,
+    },
+    /// The memory.
+    #[error("{}: {cause}", .path.display())]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: ImageError,
+    },
+    /// It does not fit this host or this Berth.
+    #[error("{}: it cannot be restored here: {why}", .path.display())]
+    Unfit {
+        /// The description.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Takes a snapshot of `vm`, which is paused and is what `spec` says.
+pub(crate) fn take(
+    vm: &Vm,
+    spec: &VmSpec,
+    request: &SnapshotRequest,
+) -> Result<SnapshotReport, SnapshotError> {
+    let start = Instant::now();
+    let path = match &request.target {
+        SnapshotTarget::Directory(path) | SnapshotTarget::Files { state: path, .. } => path,
+    };
+    let write = |cause| SnapshotError::Write {
+        path: path.clone(),
+        cause,
+    };
+    let id = SnapshotId::random().map_err(write)?;
+    let components = vm.save().map_err(SnapshotError::Save)?;
+    let staging = Staging::new(&request.target, &id.to_string()).map_err(write)?;
+    let (memory, origin) = vm.memory();
+    let difference = request.kind == SnapshotKind::Diff;
+    let file = staging.create_memory().map_err(write)?;
+    let identity = Identity {
+        id: id.0,
+        size: spec.memory.0,
+        difference,
+    };
+    let written = image::write(memory, origin, &file, identity).map_err(write)?;
+    if request.durable {
+        file.sync_all().map_err(write)?;
+    }
+    let mut spec = spec.clone();
+    spec.take_paths_from(&std::env::current_dir().map_err(write)?);
+    let body = Body {
+        id,
+        created: since_1970(),
+        berth: env!("CARGO_PKG_VERSION").to_owned(),
+        host: HostFacts::here(vm.kind()),
+        guest: spec.kernel.is_none().then(|| guest::ID.to_owned()),
+        streams: vm.streams(),
+        memory: spec.memory.0,
+        base: match origin {
+            Origin::Image(image) if difference => Some(SnapshotId(image.identity.id)),
+            _ => None,
+        },
+        difference,
+        spec,
+        components,
+    };
+    let text = document::encode(&body).map_err(|cause| write(io::Error::other(cause)))?;
+    staging.write_state(&text, request.durable).map_err(write)?;
+    staging.commit(request.durable).map_err(write)?;
+    Ok(SnapshotReport {
+        id,
+        memory: written,
+        milliseconds: start.elapsed().as_millis() as u64,
+    })
+}
+
+fn since_1970() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
+}
+
+/// A snapshot that was found and read, but for its memory's pages.
+#[derive(Debug)]
+pub struct Found {
+    /// Where its description is.
+    pub path: PathBuf,
+    /// Where its memory is.
+    pub memory: PathBuf,
+    /// What it says.
+    pub body: Body,
+}
+
+impl Found {
+    /// Reads the snapshot in the directory `path`.
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        Self::open_files(&path.join(DESCRIPTION), &path.join(MEMORY))
+    }
+
+    /// Reads the snapshot of these two files.
+    pub fn open_files(state: &Path, memory: &Path) -> Result<Self, SnapshotError> {
+        let text = fs::read(state).map_err(|cause| SnapshotError::Read {
+            path: state.to_owned(),
+            cause,
+        })?;
+        let body = decode(&text).map_err(|cause| SnapshotError::Document {
+            path: state.to_owned(),
+            cause,
+        })?;
+        if body.memory != body.spec.memory.0 {
+            return Err(SnapshotError::Document {
+                path: state.to_owned(),
+                cause: DocumentError::Body("memory and spec.memory differ".to_owned()),
+            });
+        }
+        Ok(Self {
+            path: state.to_owned(),
+            memory: memory.to_owned(),
+            body,
+        })
+    }
+
+    /// Reads all of the memory and compares its sums.
+    pub fn verify(&self) -> Result<(), SnapshotError> {
+        self.image()?.verify().map_err(|cause| self.memory_error(cause))
+    }
+
+    /// Opens the memory.
+    pub(crate) fn image(&self) -> Result<Image, SnapshotError> {
+        let file = File::open(&self.memory).map_err(|cause| SnapshotError::Read {
+            path: self.memory.clone(),
+            cause,
+        })?;
+        Image::open(file, self.body.id.0, self.body.memory).map_err(|cause| self.memory_error(cause))
+    }
+
+    fn memory_error(&self, cause: ImageError) -> SnapshotError {
+        SnapshotError::Memory {
+            path: self.memory.clone(),
+            cause,
+        }
+    }
+
+    /// Whether a machine can be made of it here, as far as that shows before it is tried.
+    pub(crate) fn fits(&self) -> Result<(), SnapshotError> {
+        let body = &self.body;
+        let unfit = |why: String| SnapshotError::Unfit {
+            path: self.path.clone(),
+            why,
+        };
+        if body.difference {
+            return Err(unfit(
+                "it is a difference; join it with its base first (berth snapshot merge)".to_owned(),
+            ));
+        }
+        if body.guest.as_deref().is_some_and(|guest| guest != guest::ID) {
+            return Err(unfit(format!(
+                "it runs the guest that ships with Berth {}, and this Berth ships another",
+                body.berth
+            )));
+        }
+        Ok(())
+    }
+}

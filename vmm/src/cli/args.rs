@@ -149,7 +149,9 @@ pub struct RunArgs {
     )]
     pub cmdline_replace: Option<String>,
 
-    /// Where the first serial port leads: stdio, null, pty, file=PATH or socket=PATH [default: stdio]
+    /// Where the first serial port leads: stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER [default: stdio]
+    ///
+    /// With kept, output goes to console.log in the folder, and one client at a time attaches at its console.sock.
     #[arg(long, value_name = "PLACE", value_parser = option(SerialSpec::from_option), help_heading = "Console and log")]
     pub serial: Option<SerialSpec>,
 

@@ -169,7 +169,7 @@ fn to_toml(spec: ValidSpec) -> Result<String, Fault> {
 
 fn serial_path(serial: &SerialSpec) -> Option<&PathBuf> {
     match serial {
-        SerialSpec::File(path) | SerialSpec::Socket(path) => Some(path),
+        SerialSpec::File(path) | SerialSpec::Socket(path) | SerialSpec::Kept(path) => Some(path),
         SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => None,
     }
 }

@@ -140,7 +140,7 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--serial", "stdout"],
-            "serial: \"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
+            "serial: \"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER",
         ),
         (&["--rng", "yes"], "rng: \"yes\" is neither on nor off"),
         (
@@ -272,6 +272,7 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
         SerialSpec::Pty => "--serial=pty".to_owned(),
         SerialSpec::File(path) => format!("--serial=file={}", path.to_str()?),
         SerialSpec::Socket(path) => format!("--serial=socket={}", path.to_str()?),
+        SerialSpec::Kept(path) => format!("--serial=kept={}", path.to_str()?),
     });
     words.push("--".to_owned());
     words.extend(spec.command.iter().cloned());

@@ -4,6 +4,7 @@ pub mod cli;
 pub mod client;
 mod console;
 pub mod control;
+mod detach;
 pub mod doctor;
 mod event;
 pub mod events;

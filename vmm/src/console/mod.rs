@@ -24,7 +24,7 @@ use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 
-pub(crate) use self::escape::{HELP, Request};
+pub(crate) use self::escape::{ATTACHED_HELP, Escape, HELP, Request};
 use self::input::{Input, Source};
 use self::output::{Client, Pty, Stream};
 pub(crate) use self::terminal::RawTerminal;

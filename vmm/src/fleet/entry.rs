@@ -43,6 +43,9 @@ pub struct Meta {
     /// The snapshot that it starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<PathBuf>,
+    /// Whether it is to be removed when it ends.
+    #[serde(default)]
+    pub remove: bool,
 }
 
 /// A process that runs a VM, as it says itself.

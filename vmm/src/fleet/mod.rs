@@ -17,6 +17,7 @@
 //! disappears by a rename of its folder: of two that are made with one name at once, exactly one is.
 #![forbid(unsafe_code)]
 
+pub mod drive;
 mod entry;
 mod error;
 mod files;
@@ -62,6 +63,8 @@ pub struct NewVm<'a> {
     pub log_level: Option<String>,
     /// The snapshot that it starts from.
     pub restore: Option<PathBuf>,
+    /// Whether it is to be removed when it ends.
+    pub remove: bool,
     /// Whether it must survive the host's losing power right after.
     pub durable: bool,
 }
@@ -122,6 +125,7 @@ impl Fleet {
             created: timestamp(SystemTime::now()),
             log_level: new.log_level.clone(),
             restore: new.restore.clone(),
+            remove: new.remove,
         };
         for attempt in 0..NAME_TRIES {
             meta.name = match new.name {

@@ -1,15 +1,13 @@
 //! Berth, a hosted hypervisor on KVM.
 
+pub mod api;
 pub mod cli;
-pub mod client;
 mod console;
 pub mod control;
-mod detach;
 pub mod doctor;
 mod event;
 pub mod events;
 pub mod exit_code;
-pub mod fleet;
 mod footprint;
 mod guest;
 mod io_thread;
@@ -17,14 +15,13 @@ mod irq;
 pub mod logging;
 pub mod machine;
 mod memory;
+mod metrics;
 mod page_returner;
-pub mod rotate;
 pub mod run;
 mod signals;
 pub mod snapshot;
 pub mod spec;
 pub mod stop;
 mod timing;
-mod unix;
 mod vcpu;
 pub mod vm;

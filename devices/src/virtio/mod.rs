@@ -11,4 +11,3 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;
-pub mod vsock;

@@ -1,53 +1,25 @@
 //! `berth run`: from arguments and a file to a VM, and from its end to an exit code.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::args::RunArgs;
-use super::fleet;
 use super::say::{complain, print};
-use crate::control::ControlHandle;
+use crate::api::Api;
 use crate::exit_code;
-use crate::fleet::Entry;
-use crate::fleet::process::Tenure;
-use crate::logging::{self, Filter, Log, Target};
+use crate::logging;
 use crate::machine::{LoadRequest, Overrides};
 use crate::run::{self, RunOptions};
 use crate::snapshot::{SnapshotRequest, SnapshotTarget};
-use crate::spec::{self, Fault, Limits, SerialSpec, ValidSpec, VmSpec};
+use crate::spec::{self, ByteSize, Fault, Limits, SerialSpec, ValidSpec, VmSpec};
 
 /// Runs it. Returns the exit code.
 pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
-    if args.dry_run {
-        return dry_run(args);
-    }
-    if let Some(folder) = args.managed.take() {
-        return fleet::run_managed(&folder, args.state, start);
-    }
-    if args.detach {
-        return fleet::run_detached(args);
-    }
-    if args.name.is_some() {
-        return fleet::run_registered(args, start);
-    }
-    let options = options(&mut args, start);
-    let (log_level, log_file) = (args.log_level.take(), args.log_file.take());
-    let spec = match validated(args) {
-        Ok(spec) => spec,
-        Err(code) => return code,
-    };
-    match open_log(log_level, log_file.as_deref(), false) {
-        Ok(log) => execute(Session { spec, log, options }, None, |_| ()),
-        Err(code) => code,
-    }
-}
-
-/// How the arguments say that the VM is to be run.
-fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
-    RunOptions {
+    let (log_level, log_file) = (args.log_level.take().unwrap_or_default(), args.log_file.take());
+    let options = RunOptions {
         boot_timing: args.boot_timing,
         start,
-        wait: false,
+        wait: args.api_only,
         load: args.restore.take().map(|path| LoadRequest {
             from: SnapshotTarget::Directory(path),
             resume: true,
@@ -62,51 +34,45 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
         }),
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),
         identity: None,
-    }
-}
-
-/// Starts the log that the arguments ask for. Fails with the exit code, and has said why.
-pub(super) fn start_log(args: &mut RunArgs, adjustable: bool) -> Result<Log, u8> {
-    open_log(
-        args.log_level.clone(),
-        args.log_file.take().as_deref(),
-        adjustable,
-    )
-}
-
-fn open_log(level: Option<Filter>, file: Option<&Path>, adjustable: bool) -> Result<Log, u8> {
-    let target = Target {
-        file: file.map(|path| (path, logging::BOUND)),
-        adjustable,
     };
-    logging::start(&level.unwrap_or_default(), target).map_err(|fault| {
-        complain(&fault);
-        exit_code::USER
-    })
-}
-
-/// A VM that can be run, and how.
-pub(super) struct Session {
-    pub(super) spec: ValidSpec,
-    pub(super) log: Log,
-    pub(super) options: RunOptions,
-}
-
-/// Runs it to its end. A VM of the state directory is written down by `tenure`, which calls `started` when the guest runs.
-pub(super) fn execute(
-    session: Session,
-    tenure: Option<&Tenure>,
-    started: impl FnOnce(&Entry) + Send + 'static,
-) -> u8 {
-    let Session { spec, log, options } = session;
-    let spec = spec.into_inner();
-    let serve = |handle: ControlHandle| {
-        if let Some(tenure) = tenure {
-            tenure.attend(handle.events(), started);
+    let (dry_run, api_sock) = (args.dry_run, args.api_sock.take());
+    let spec = match resolve(args) {
+        Ok(spec) => spec,
+        Err(error) => {
+            complain(&error);
+            return exit_code::USER;
         }
-        Ok(())
     };
-    match run::run(spec.clone(), options, serve) {
+    let valid = match spec::validate(&spec, Limits::of_host(&spec)) {
+        Ok(valid) => valid,
+        Err(faults) => {
+            for fault in &faults {
+                complain(fault);
+            }
+            return exit_code::USER;
+        }
+    };
+    if dry_run {
+        return match to_toml(valid) {
+            Ok(text) => print(&text),
+            Err(fault) => {
+                complain(&fault);
+                exit_code::USER
+            }
+        };
+    }
+    let log = match logging::start(&log_level, log_file.as_deref()) {
+        Ok(log) => log,
+        Err(fault) => {
+            complain(&fault);
+            return exit_code::USER;
+        }
+    };
+    let serve = |control| match &api_sock {
+        Some(path) => Ok(Some(Api::start(path, control)?)),
+        None => Ok(None),
+    };
+    match run::run(valid.into_inner(), options, serve) {
         Ok(reason) => {
             let (code, sentence) = exit_code::of(&reason, &spec);
             if let Some(sentence) = sentence {
@@ -128,41 +94,6 @@ pub(super) fn execute(
     }
 }
 
-/// The VM that the arguments describe, if it makes sense. Fails with the exit code, and has said why.
-pub(super) fn validated(args: RunArgs) -> Result<ValidSpec, u8> {
-    match resolve(args) {
-        Ok(spec) => check(&spec),
-        Err(error) => {
-            complain(&error);
-            Err(exit_code::USER)
-        }
-    }
-}
-
-/// The VM, if it makes sense on this host. Fails with the exit code, and has said why.
-pub(super) fn check(spec: &VmSpec) -> Result<ValidSpec, u8> {
-    spec::validate(spec, Limits::of_host(spec)).map_err(|faults| {
-        for fault in &faults {
-            complain(fault);
-        }
-        exit_code::USER
-    })
-}
-
-fn dry_run(args: RunArgs) -> u8 {
-    let valid = match validated(args) {
-        Ok(valid) => valid,
-        Err(code) => return code,
-    };
-    match to_toml(valid) {
-        Ok(text) => print(&text),
-        Err(fault) => {
-            complain(&fault);
-            exit_code::USER
-        }
-    }
-}
-
 /// The VM that the arguments describe: the file's, if there is one, with what the flags say in its place.
 pub fn resolve(args: RunArgs) -> Result<VmSpec, spec::FileError> {
     let mut spec = match &args.config {
@@ -173,6 +104,9 @@ pub fn resolve(args: RunArgs) -> Result<VmSpec, spec::FileError> {
     Ok(spec)
 }
 
+/// Firecracker's memory, for machines that are configured as Firecracker's are.
+const API_ONLY_MEMORY: ByteSize = ByteSize(128 << 20);
+
 fn apply(args: RunArgs, spec: &mut VmSpec) {
     let VmSpec {
         cpus,
@@ -182,6 +116,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         initrd,
         cmdline,
         cmdline_replace,
+        cmdline_base,
         command,
         disks,
         nets,
@@ -192,6 +127,8 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         assist,
     } = spec;
     set(cpus, args.cpus);
+    let memory_of_firecracker = args.api_only && args.config.is_none();
+    set(memory, memory_of_firecracker.then_some(API_ONLY_MEMORY));
     set(memory, args.memory);
     set(kernel, args.kernel.map(Some));
     set(entry, args.entry.map(Into::into));
@@ -201,6 +138,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         Some(args.cmdline.join(" ")).filter(|_| !args.cmdline.is_empty()),
     );
     set(cmdline_replace, args.cmdline_replace.map(Some));
+    set(cmdline_base, args.cmdline_base.map(Some));
     set(command, Some(args.command).filter(|words| !words.is_empty()));
     set(disks, Some(args.disk).filter(|disks| !disks.is_empty()));
     set(nets, Some(args.net).filter(|nets| !nets.is_empty()));
@@ -219,14 +157,9 @@ fn set<T>(field: &mut T, flag: Option<T>) {
 
 /// The VM as a file that means the same wherever it lies.
 fn to_toml(spec: ValidSpec) -> Result<String, Fault> {
-    toml::to_string(&portable(spec)?).map_err(|cause| Fault::new("dry-run", cause.to_string()))
-}
-
-/// The VM with paths that mean the same wherever it is written down, and can be.
-pub(super) fn portable(spec: ValidSpec) -> Result<VmSpec, Fault> {
     let mut spec = spec.into_inner();
     let folder = std::env::current_dir()
-        .map_err(|cause| Fault::new("VM", format!("the working folder cannot be found: {cause}")))?;
+        .map_err(|cause| Fault::new("dry-run", format!("the working folder cannot be found: {cause}")))?;
     spec.take_paths_from(&folder);
     let paths = spec
         .kernel
@@ -239,16 +172,16 @@ pub(super) fn portable(spec: ValidSpec) -> Result<VmSpec, Fault> {
     {
         let shown = path.display();
         return Err(Fault::new(
-            "VM",
+            "dry-run",
             format!("the path {shown} is not UTF-8, which no VM file can hold; rename the file"),
         ));
     }
-    Ok(spec)
+    toml::to_string(&spec).map_err(|cause| Fault::new("dry-run", cause.to_string()))
 }
 
 fn serial_path(serial: &SerialSpec) -> Option<&PathBuf> {
     match serial {
-        SerialSpec::File(path) | SerialSpec::Socket(path) | SerialSpec::Kept(path) => Some(path),
+        SerialSpec::File(path) | SerialSpec::Socket(path) => Some(path),
         SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => None,
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::MachineState;
+use crate::api::ApiStartError;
 use crate::snapshot::SnapshotError;
 use crate::spec::Fault;
 use crate::vm::BuildError;
@@ -27,6 +28,9 @@ pub enum MachineError {
     /// A snapshot cannot be taken or restored.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// There is no API to drive it by.
+    #[error(transparent)]
+    Api(#[from] ApiStartError),
     /// The host refused something.
     #[error("the host refused {what}: {cause}")]
     Host {
@@ -43,6 +47,7 @@ impl MachineError {
         match self {
             Self::State { .. } | Self::Faults(_) | Self::Snapshot(_) => true,
             Self::Build(error) => error.is_user(),
+            Self::Api(error) => matches!(error, ApiStartError::Socket(_)),
             Self::Host { .. } => false,
         }
     }

@@ -85,6 +85,11 @@ impl Machine {
         &self.spec
     }
 
+    /// How long the process has had it.
+    pub fn uptime(&self) -> Duration {
+        self.timing.start().elapsed()
+    }
+
     /// Where what happens to it is told.
     pub fn events(&self) -> &EventHub {
         &self.events
@@ -234,7 +239,7 @@ fn streams(spec: &ValidSpec) -> Streams {
             Stdio::Terminal { rows, columns } => Streams::Terminal { rows, columns },
             Stdio::Piped => Streams::Piped,
         },
-        SerialSpec::Pty | SerialSpec::Socket(_) | SerialSpec::Kept(_) => terminal,
+        SerialSpec::Pty | SerialSpec::Socket(_) => terminal,
         SerialSpec::Null | SerialSpec::File(_) if spec.command.is_empty() => terminal,
         SerialSpec::Null | SerialSpec::File(_) => Streams::Piped,
     }

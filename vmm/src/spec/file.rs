@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
+
 use super::VmSpec;
 
 /// More than this is no description of a VM but a mistake.
@@ -149,6 +151,15 @@ fn parse_toml(text: &str) -> Result<VmSpec, ParseError> {
 }
 
 fn parse_json(text: &str) -> Result<VmSpec, ParseError> {
+    if text.trim_start().is_empty() {
+        let empty = "the text is empty; write {} for the guest that ships with Berth";
+        return Err(ParseError::from_serde(1, String::new(), empty));
+    }
+    json(text, "a VM in JSON")
+}
+
+/// Reads one JSON object, which is `what` to the one who wrote it.
+pub(crate) fn json<T: DeserializeOwned>(text: &str, what: &str) -> Result<T, ParseError> {
     let fault = |field: String, error: &serde_json::Error| {
         let message = error.to_string();
         // The place is told on its own.
@@ -160,16 +171,12 @@ fn parse_json(text: &str) -> Result<VmSpec, ParseError> {
         )
     };
     // Serde would also take a list of the fields' values, which nobody could read.
-    let problem = match text.trim_start().chars().next() {
-        Some('{') => None,
-        Some(_) => Some("a VM in JSON is an object; begin it with {"),
-        None => Some("the text is empty; write {} for the guest that ships with Berth"),
-    };
-    if let Some(problem) = problem {
-        return Err(ParseError::from_serde(1, String::new(), problem));
+    if !text.trim_start().starts_with('{') {
+        let problem = format!("{what} is an object; begin it with {{");
+        return Err(ParseError::from_serde(1, String::new(), &problem));
     }
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let spec = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         // In broken JSON the field that was being read says nothing about what is broken.
         let field = if error.inner().is_data() {
             error.path().to_string()
@@ -179,7 +186,7 @@ fn parse_json(text: &str) -> Result<VmSpec, ParseError> {
         fault(field, error.inner())
     })?;
     deserializer.end().map_err(|error| fault(String::new(), &error))?;
-    Ok(spec)
+    Ok(value)
 }
 
 impl ParseError {
@@ -248,7 +255,7 @@ fn plain(message: &str) -> String {
     } else if message.starts_with("EOF while parsing") {
         "the text ends too early; see whether a bracket or a quote is left open".to_owned()
     } else if message == "trailing characters" {
-        "there is more text behind the end of the VM; leave it out".to_owned()
+        "there is more text behind its end; leave it out".to_owned()
     } else {
         message
     }

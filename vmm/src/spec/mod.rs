@@ -18,6 +18,7 @@ mod table;
 mod validate;
 
 pub use balloon::BalloonSpec;
+pub(crate) use file::json;
 pub use file::{FileError, Format, ParseError, parse, read};
 pub use options::OptionError;
 pub use size::{ByteSize, SizeError};
@@ -42,6 +43,9 @@ pub struct VmSpec {
     pub cmdline: String,
     /// The whole kernel command line, instead of what Berth makes; `cmdline` is still appended.
     pub cmdline_replace: Option<String>,
+    /// What begins the kernel command line instead of Berth's `console=ttyS0 reboot=k panic=-1`; what the devices and the
+    /// host need is still added.
+    pub cmdline_base: Option<String>,
     /// A command for the shipped guest to run instead of a shell: the program and its arguments.
     pub command: Vec<String>,
     /// Disks, in the order the guest sees them. The shipped guest's own root comes before them.
@@ -73,6 +77,7 @@ impl Default for VmSpec {
             initrd: None,
             cmdline: String::new(),
             cmdline_replace: None,
+            cmdline_base: None,
             command: Vec::new(),
             disks: Vec::new(),
             nets: Vec::new(),
@@ -89,7 +94,7 @@ impl VmSpec {
     /// Every path in it, for a file's paths to be taken from where the file lies.
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let serial = match &mut self.serial {
-            SerialSpec::File(path) | SerialSpec::Socket(path) | SerialSpec::Kept(path) => Some(path),
+            SerialSpec::File(path) | SerialSpec::Socket(path) => Some(path),
             SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => None,
         };
         let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
@@ -135,6 +140,9 @@ pub enum Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
+    /// What the API calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// A raw image file or a block device.
     pub path: PathBuf,
     /// Whether the guest may only read it.
@@ -150,6 +158,9 @@ pub struct DiskSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
+    /// What the API calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Name of the host's tap interface, which must exist.
     #[schemars(length(min = 1, max = 15))]
     pub tap: String,
@@ -188,9 +199,6 @@ pub enum SerialSpec {
     Pty,
     /// A Unix socket at this path, for one client at a time.
     Socket(PathBuf),
-    /// A folder: output is kept in its `console.log`, one client at a time attaches at its `console.sock`, and the guest never
-    /// waits for one.
-    Kept(PathBuf),
 }
 
 #[cfg(test)]

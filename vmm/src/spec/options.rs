@@ -50,7 +50,7 @@ pub enum OptionError {
 
 const DISK_FORM: &str = "PATH[,ro][,serial=NAME]";
 const NET_FORM: &str = "tap=NAME[,mac=ADDRESS]";
-const SERIAL_FORM: &str = "stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER";
+const SERIAL_FORM: &str = "stdio, null, pty, file=PATH or socket=PATH";
 
 impl DiskSpec {
     /// Reads `PATH[,ro][,serial=NAME]`.
@@ -79,6 +79,7 @@ impl DiskSpec {
             }
         }
         Ok(Self {
+            id: None,
             path,
             read_only,
             serial,
@@ -109,6 +110,7 @@ impl NetSpec {
             form: NET_FORM,
         };
         Ok(Self {
+            id: None,
             tap: tap.ok_or_else(missing)?,
             mac,
         })
@@ -116,7 +118,7 @@ impl NetSpec {
 }
 
 impl SerialSpec {
-    /// Reads `stdio`, `null`, `pty`, `file=PATH`, `socket=PATH` or `kept=FOLDER`. A path is taken as it is, commas included.
+    /// Reads `stdio`, `null`, `pty`, `file=PATH` or `socket=PATH`. A path is taken as it is, commas included.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
         let path = |value: &[u8]| PathBuf::from(OsStr::from_bytes(value));
         match key_value(text) {
@@ -125,7 +127,6 @@ impl SerialSpec {
             (b"pty", None) => Ok(Self::Pty),
             (b"file", Some(value)) => Ok(Self::File(path(value))),
             (b"socket", Some(value)) => Ok(Self::Socket(path(value))),
-            (b"kept", Some(value)) => Ok(Self::Kept(path(value))),
             _ => Err(OptionError::Serial(lossy(text))),
         }
     }
@@ -178,6 +179,7 @@ mod tests {
 
     fn disk(path: &str, read_only: bool, serial: Option<&str>) -> DiskSpec {
         DiskSpec {
+            id: None,
             path: path.into(),
             read_only,
             serial: serial.map(str::to_owned),
@@ -186,6 +188,7 @@ mod tests {
 
     fn net(tap: &str, mac: Option<&str>) -> NetSpec {
         NetSpec {
+            id: None,
             tap: tap.to_owned(),
             mac: mac.map(str::to_owned),
         }
@@ -223,7 +226,6 @@ mod tests {
             ("pty", SerialSpec::Pty),
             ("file=a,b=c", SerialSpec::File("a,b=c".into())),
             ("socket=/run/s", SerialSpec::Socket("/run/s".into())),
-            ("kept=/run/vm", SerialSpec::Kept("/run/vm".into())),
         ] {
             assert_eq!(SerialSpec::from_option(text.as_ref()), Ok(expected), "{text}");
         }
@@ -267,11 +269,11 @@ mod tests {
             ),
             (
                 serial("stdout"),
-                "\"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER",
+                "\"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
             ),
             (
                 serial("file"),
-                "\"file\" is no place for a serial port; use stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER",
+                "\"file\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
             ),
         ] {
             assert_eq!(sentence, expected);

@@ -7,6 +7,7 @@ use super::*;
 fn disk() -> impl Strategy<Value = DiskSpec> {
     (".{1,20}", any::<bool>(), proptest::option::of("[ -~]{0,20}")).prop_map(|(path, read_only, serial)| {
         DiskSpec {
+            id: None,
             path: path.into(),
             read_only,
             serial,
@@ -15,8 +16,11 @@ fn disk() -> impl Strategy<Value = DiskSpec> {
 }
 
 fn net() -> impl Strategy<Value = NetSpec> {
-    ("[a-z0-9]{1,15}", proptest::option::of("02(:[0-9a-f]{2}){5}"))
-        .prop_map(|(tap, mac)| NetSpec { tap, mac })
+    ("[a-z0-9]{1,15}", proptest::option::of("02(:[0-9a-f]{2}){5}")).prop_map(|(tap, mac)| NetSpec {
+        id: None,
+        tap,
+        mac,
+    })
 }
 
 fn balloon() -> impl Strategy<Value = BalloonSpec> {
@@ -39,7 +43,6 @@ fn serial() -> impl Strategy<Value = SerialSpec> {
         Just(SerialSpec::Pty),
         ".{0,20}".prop_map(|path| SerialSpec::File(path.into())),
         ".{0,20}".prop_map(|path| SerialSpec::Socket(path.into())),
-        ".{0,20}".prop_map(|path| SerialSpec::Kept(path.into())),
     ]
 }
 
@@ -50,13 +53,14 @@ prop_compose! {
         kernel in proptest::option::of(".{0,20}"), initrd in proptest::option::of(".{0,20}"),
         entry in prop_oneof![Just(Entry::Auto), Just(Entry::Linux64), Just(Entry::Pvh)],
         cmdline in ".{0,40}", cmdline_replace in proptest::option::of(".{0,40}"),
+        cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
         balloon in proptest::option::of(balloon()), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
     ) -> VmSpec {
         VmSpec {
             cpus, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, command, disks, nets, balloon, rng, serial, timeout, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, nets, balloon, rng, serial, timeout, assist,
         }
     }
 }
@@ -80,6 +84,7 @@ proptest! {
 fn a_hardware_address_is_six_bytes_in_hexadecimal() {
     let read = |mac: &str| {
         NetSpec {
+            id: None,
             tap: String::new(),
             mac: Some(mac.to_owned()),
         }
@@ -99,6 +104,7 @@ fn a_hardware_address_is_six_bytes_in_hexadecimal() {
     }
     assert_eq!(
         NetSpec {
+            id: None,
             tap: String::new(),
             mac: None
         }

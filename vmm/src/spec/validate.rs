@@ -13,8 +13,6 @@ use std::path::Path;
 
 use berth_arch::x86_64::layout;
 
-use crate::unix::PATH_MAX as SOCKET_PATH_MAX;
-
 use super::{ByteSize, DiskSpec, NetSpec, SerialSpec, VmSpec};
 
 /// The least memory: the boot structures and firmware tables take the first MiB, a kernel must lie above.
@@ -26,6 +24,8 @@ const TIMEOUT_MAX: u64 = u32::MAX as u64;
 const DISK_SERIAL_MAX: usize = 20;
 /// What Linux has room for (IFNAMSIZ, less the NUL).
 const TAP_NAME_MAX: usize = 15;
+/// What a Unix socket's address has room for (sun_path, less the NUL).
+const SOCKET_PATH_MAX: usize = 107;
 
 /// One thing that is wrong with a description. Displays as a sentence without its full stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,6 +200,9 @@ impl Faults {
             self.path("initrd", initrd, "name a file, or leave it out");
         }
         self.command_line("cmdline", &spec.cmdline);
+        if let Some(base) = &spec.cmdline_base {
+            self.command_line("cmdline_base", base);
+        }
         if let Some(replaced) = &spec.cmdline_replace {
             self.command_line("cmdline_replace", replaced);
         }
@@ -404,7 +407,6 @@ impl Faults {
                     );
                 }
             }
-            SerialSpec::Kept(path) => self.path("serial", path, "name a folder, as in kept=vm"),
             SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => {}
         }
     }

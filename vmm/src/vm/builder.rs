@@ -347,11 +347,12 @@ fn command_line(spec: &VmSpec, streams: Streams, devices: usize, kind: HostKind)
     if let Some(text) = &spec.cmdline_replace {
         line.push(text.as_str());
     } else {
-        line.push(if shipped {
+        let own = if shipped {
             guest::COMMAND_LINE
         } else {
             FOREIGN_COMMAND_LINE
-        });
+        };
+        line.push(spec.cmdline_base.as_deref().unwrap_or(own));
         line.push(virtio::command_line(devices));
         if kind == HostKind::Interpreted && spec.assist {
             line.push(cpuid::interpreted_command_line());

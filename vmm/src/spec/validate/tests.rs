@@ -216,6 +216,7 @@ fn one_file_under_two_names_is_one_disk() {
     std::fs::write(&image, "").unwrap();
     std::os::unix::fs::symlink(&image, &link).unwrap();
     let disk = |path: PathBuf, read_only| DiskSpec {
+        id: None,
         path,
         read_only,
         serial: None,
@@ -264,6 +265,7 @@ fn the_guests_own_devices_take_room_too() {
         rng,
         disks: (0..disks)
             .map(|index| DiskSpec {
+                id: None,
                 path: format!("/nowhere/{index}").into(),
                 read_only: false,
                 serial: None,

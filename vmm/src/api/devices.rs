@@ -1,0 +1,292 @@
+//! Routes of devices: disks, network interfaces, entropy, the serial port, and those that Berth does not have.
+
+use berth_devices::virtio::blk::FileDisk;
+use berth_devices::virtio::net::Tap;
+
+use super::configure::{after_start, amend, before_start};
+use super::error::ApiError;
+use super::route::Scene;
+use super::side::{DriveExtra, Side};
+use super::types::{
+    Drive, EntropyDevice, NetworkInterface, PartialDrive, PartialNetworkInterface, RateLimiter, SerialDevice,
+    Vsock,
+};
+use crate::spec::{DiskSpec, NetSpec, SerialSpec, VmSpec};
+
+/// The name in the path and that in the body must be one.
+fn same_id(field: &str, path: &str, body: &str) -> Result<(), ApiError> {
+    if path == body {
+        return Ok(());
+    }
+    Err(ApiError::bad(format!(
+        "{field}: The id from the path [{path}] does not match the id from the body [{body}]!"
+    )))
+}
+
+fn no_limit(field: &str, limit: Option<&RateLimiter>) -> Result<(), ApiError> {
+    match limit {
+        Some(limit) if *limit != RateLimiter::default() => Err(ApiError::lacks(
+            field,
+            "Berth does not limit rates yet; leave it out",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The name of disk `number`, from 1, which one by a flag may not have.
+fn disk_id(number: usize, disk: &DiskSpec) -> String {
+    disk.id.clone().unwrap_or_else(|| format!("disk{number}"))
+}
+
+/// The name of interface `number`, from 1.
+fn net_id(number: usize, net: &NetSpec) -> String {
+    net.id.clone().unwrap_or_else(|| format!("net{number}"))
+}
+
+/// The disks as Firecracker describes them.
+pub(crate) fn drives(spec: &VmSpec, side: &Side) -> Vec<Drive> {
+    let drive = |(number, disk): (usize, &DiskSpec)| {
+        let drive_id = disk_id(number, disk);
+        let extra = side.drives.get(&drive_id).cloned().unwrap_or_default();
+        Drive {
+            drive_id,
+            is_root_device: extra.root,
+            partuuid: extra.partuuid,
+            cache_type: extra.cache,
+            is_read_only: disk.read_only,
+            path_on_host: Some(disk.path.clone()),
+            rate_limiter: extra.rate,
+            io_engine: extra.engine,
+            socket: None,
+        }
+    };
+    (1..).zip(&spec.disks).map(drive).collect()
+}
+
+/// The network interfaces as Firecracker describes them.
+pub(crate) fn nets(spec: &VmSpec) -> Vec<NetworkInterface> {
+    let interface = |(number, net): (usize, &NetSpec)| NetworkInterface {
+        iface_id: net_id(number, net),
+        host_dev_name: net.tap.clone(),
+        guest_mac: net.mac.clone(),
+        mtu: None,
+        rx_rate_limiter: None,
+        tx_rate_limiter: None,
+    };
+    (1..).zip(&spec.nets).map(interface).collect()
+}
+
+/// `PUT /drives/{drive_id}`
+pub(crate) fn put_drive(scene: &mut Scene<'_>, id: &str, drive: Drive) -> Result<(), ApiError> {
+    before_start(scene)?;
+    same_id("drive_id", id, &drive.drive_id)?;
+    if drive.socket.is_some() {
+        let what = "Berth does not take disks from vhost-user backends yet; give path_on_host";
+        return Err(ApiError::lacks("socket", what));
+    }
+    let Some(path) = drive.path_on_host.clone() else {
+        return Err(ApiError::bad("path_on_host: the field is missing; add it."));
+    };
+    no_limit("rate_limiter", drive.rate_limiter.as_ref())?;
+    let other_root = |(name, other): (&String, &DriveExtra)| other.root && name != id;
+    if drive.is_root_device && scene.side.drives.iter().any(other_root) {
+        return Err(ApiError::bad(
+            "is_root_device: A root block device already exists! Only one drive can be it.",
+        ));
+    }
+    // What is wrong with the file is told now, where it can be mended.
+    FileDisk::open(&path, drive.is_read_only).map_err(|cause| {
+        ApiError::bad(format!(
+            "path_on_host: Unable to create the virtio block device: {cause}"
+        ))
+    })?;
+    amend(scene, |spec| {
+        let disk = DiskSpec {
+            id: Some(id.to_owned()),
+            path,
+            read_only: drive.is_read_only,
+            serial: None,
+        };
+        let at = spec.disks.iter().position(|disk| disk.id.as_deref() == Some(id));
+        match (at, drive.is_root_device) {
+            (Some(at), true) => {
+                spec.disks.remove(at);
+                spec.disks.insert(0, disk);
+            }
+            (None, true) => spec.disks.insert(0, disk),
+            (Some(at), false) => spec.disks[at] = disk,
+            (None, false) => spec.disks.push(disk),
+        }
+    })?;
+    let extra = DriveExtra {
+        root: drive.is_root_device,
+        partuuid: drive.partuuid,
+        cache: drive.cache_type,
+        engine: drive.io_engine,
+        rate: drive.rate_limiter,
+    };
+    scene.side.drives.insert(id.to_owned(), extra);
+    tell_root(scene)
+}
+
+/// Has the kernel told which disk its root file system is on, behind what it is told otherwise.
+pub(crate) fn tell_root(scene: &mut Scene<'_>) -> Result<(), ApiError> {
+    let side = &mut *scene.side;
+    let own = side
+        .cmdline
+        .get_or_insert_with(|| scene.machine.spec().cmdline.clone())
+        .clone();
+    let root = side.drives.iter().find(|(_, drive)| drive.root);
+    scene.machine.configure(|spec| {
+        let words = root.map(|(id, drive)| {
+            let disk = spec.disks.iter().find(|disk| disk.id.as_ref() == Some(id));
+            let mode = if disk.is_some_and(|disk| disk.read_only) {
+                "ro"
+            } else {
+                "rw"
+            };
+            match &drive.partuuid {
+                Some(partition) => format!("root=PARTUUID={partition} {mode}"),
+                None => format!("root=/dev/vda {mode}"),
+            }
+        });
+        let words = words.unwrap_or_default();
+        format!("{own} {words}").trim().clone_into(&mut spec.cmdline);
+    })?;
+    Ok(())
+}
+
+/// `PATCH /drives/{drive_id}`
+pub(crate) fn patch_drive(scene: &mut Scene<'_>, id: &str, change: PartialDrive) -> Result<(), ApiError> {
+    after_start(scene)?;
+    same_id("drive_id", id, &change.drive_id)?;
+    let spec = scene.machine.spec();
+    if !(1..)
+        .zip(&spec.disks)
+        .any(|(number, disk)| disk_id(number, disk) == id)
+    {
+        return Err(ApiError::bad(format!("drive_id: there is no drive {id:?}.")));
+    }
+    no_limit("rate_limiter", change.rate_limiter.as_ref())?;
+    if change.path_on_host.is_some() {
+        let what = "Berth does not swap the file of a drive while the VM runs yet";
+        return Err(ApiError::lacks("path_on_host", what));
+    }
+    Ok(())
+}
+
+/// `PUT /network-interfaces/{iface_id}`
+pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) -> Result<(), ApiError> {
+    before_start(scene)?;
+    same_id("iface_id", id, &net.iface_id)?;
+    if net.mtu.is_some() {
+        let what =
+            "Berth tells the guest the MTU of the tap; set it there (ip link set TAP mtu N) and leave it out";
+        return Err(ApiError::lacks("mtu", what));
+    }
+    no_limit("rx_rate_limiter", net.rx_rate_limiter.as_ref())?;
+    no_limit("tx_rate_limiter", net.tx_rate_limiter.as_ref())?;
+    Tap::open(&net.host_dev_name).map_err(|cause| {
+        ApiError::bad(format!(
+            "host_dev_name: Could not create the network device: {cause}"
+        ))
+    })?;
+    amend(scene, |spec| {
+        let net = NetSpec {
+            id: Some(id.to_owned()),
+            tap: net.host_dev_name,
+            mac: net.guest_mac,
+        };
+        match spec.nets.iter_mut().find(|net| net.id.as_deref() == Some(id)) {
+            Some(own) => *own = net,
+            None => spec.nets.push(net),
+        }
+    })
+}
+
+/// `PATCH /network-interfaces/{iface_id}`
+pub(crate) fn patch_net(
+    scene: &mut Scene<'_>,
+    id: &str,
+    change: PartialNetworkInterface,
+) -> Result<(), ApiError> {
+    after_start(scene)?;
+    same_id("iface_id", id, &change.iface_id)?;
+    let spec = scene.machine.spec();
+    if !(1..)
+        .zip(&spec.nets)
+        .any(|(number, net)| net_id(number, net) == id)
+    {
+        return Err(ApiError::bad(format!(
+            "iface_id: there is no network interface {id:?}."
+        )));
+    }
+    no_limit("rx_rate_limiter", change.rx_rate_limiter.as_ref())?;
+    no_limit("tx_rate_limiter", change.tx_rate_limiter.as_ref())
+}
+
+/// `DELETE` of a device.
+pub(crate) fn delete(scene: &mut Scene<'_>, id: &str) -> Result<(), ApiError> {
+    after_start(scene)?;
+    Err(ApiError::bad(format!(
+        "{id}: Berth does not unplug devices from a running VM yet."
+    )))
+}
+
+/// `PUT /entropy`
+pub(crate) fn put_entropy(scene: &mut Scene<'_>, _: &str, entropy: EntropyDevice) -> Result<(), ApiError> {
+    before_start(scene)?;
+    no_limit("rate_limiter", entropy.rate_limiter.as_ref())?;
+    amend(scene, |spec| spec.rng = true)?;
+    scene.side.entropy = Some(entropy);
+    Ok(())
+}
+
+/// `PUT /serial`
+pub(crate) fn put_serial(scene: &mut Scene<'_>, _: &str, serial: SerialDevice) -> Result<(), ApiError> {
+    before_start(scene)?;
+    if serial.rate_limiter.is_some() {
+        let what = "Berth drops nothing of what a guest writes; leave it out";
+        return Err(ApiError::lacks("rate_limiter", what));
+    }
+    amend(scene, |spec| {
+        spec.serial = match serial.serial_out_path {
+            Some(path) => SerialSpec::File(path),
+            None => SerialSpec::Stdio,
+        };
+    })
+}
+
+/// `PUT /vsock`
+pub(crate) fn put_vsock(scene: &mut Scene<'_>, _: &str, _: Vsock) -> Result<(), ApiError> {
+    before_start(scene)?;
+    Err(ApiError::bad("vsock: Berth has no vsock device yet."))
+}
+
+/// The vsock device as Firecracker describes it.
+pub(crate) fn vsock_of(_: &VmSpec) -> Option<Vsock> {
+    None
+}
+
+/// `/pmem/{id}`
+pub(crate) fn pmem<T>(_: &mut Scene<'_>, id: &str, _: T) -> Result<(), ApiError> {
+    Err(ApiError::bad(format!(
+        "pmem {id}: Berth has no persistent memory devices yet; attach the file as a drive."
+    )))
+}
+
+/// `PUT` and `PATCH /hotplug/memory`
+pub(crate) fn hotplug<T>(_: &mut Scene<'_>, _: &str, _: T) -> Result<(), ApiError> {
+    Err(no_hotplug())
+}
+
+/// `GET /hotplug/memory`
+pub(crate) fn hotplug_status(_: &mut Scene<'_>) -> Result<serde_json::Value, ApiError> {
+    Err(no_hotplug())
+}
+
+fn no_hotplug() -> ApiError {
+    ApiError::bad(
+        "hotplug/memory: Berth cannot plug memory in yet; start the VM with all it may need, and a balloon to take some back.",
+    )
+}

@@ -1,0 +1,90 @@
+//! The log and the metrics.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::configure::before_start;
+use super::error::ApiError;
+use super::route::Scene;
+use super::types::{Logger, Metrics};
+use crate::metrics;
+
+/// A file that metrics are written to, a line of JSON at a time.
+#[derive(Debug)]
+pub(crate) struct MetricsFile {
+    file: File,
+    config: Metrics,
+}
+
+impl MetricsFile {
+    /// How it was asked for.
+    pub(crate) fn config(&self) -> Metrics {
+        self.config.clone()
+    }
+}
+
+/// Opens a file or a pipe to append to; a pipe that nobody reads does not hold up anybody.
+fn open(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+}
+
+/// `PUT /metrics`
+pub(crate) fn put_metrics(scene: &mut Scene<'_>, _: &str, config: Metrics) -> Result<(), ApiError> {
+    before_start(scene)?;
+    if scene.side.metrics.is_some() {
+        return Err(ApiError::bad(
+            "metrics_path: Reinitialization of metrics not allowed: they have a file already.",
+        ));
+    }
+    let path = &config.metrics_path;
+    let file = open(path).map_err(|cause| {
+        ApiError::bad(format!(
+            "metrics_path: Cannot initialize the metrics system due to bad user input: {}: {cause}",
+            path.display()
+        ))
+    })?;
+    scene.side.metrics = Some(MetricsFile { file, config });
+    Ok(())
+}
+
+/// Writes the metrics to their file, as `FlushMetrics` asks for.
+pub(crate) fn flush(scene: &mut Scene<'_>) -> Result<(), ApiError> {
+    let Some(out) = &mut scene.side.metrics else {
+        return Err(ApiError::bad(
+            "FlushMetrics: there is no file for metrics; PUT /metrics with a metrics_path first.",
+        ));
+    };
+    let mut line = metrics::firecracker_line(&metrics::report(scene.machine, &scene.side.api));
+    line.push('\n');
+    out.file.write_all(line.as_bytes()).map_err(|cause| {
+        ApiError::bad(format!(
+            "FlushMetrics: {}: {cause}",
+            out.config.metrics_path.display()
+        ))
+    })
+}
+
+/// `GET /berth/v1/metrics`
+pub(crate) fn prometheus(scene: &mut Scene<'_>) -> String {
+    metrics::prometheus(&metrics::report(scene.machine, &scene.side.api))
+}
+
+/// `GET /berth/v1/metrics.json`
+pub(crate) fn json(scene: &mut Scene<'_>) -> Result<metrics::Report, ApiError> {
+    Ok(metrics::report(scene.machine, &scene.side.api))
+}
+
+/// `PUT /logger`
+pub(crate) fn put_logger(scene: &mut Scene<'_>, _: &str, _logger: Logger) -> Result<(), ApiError> {
+    before_start(scene)?;
+    Err(ApiError::bad(
+        "logger: the log is chosen when Berth starts; give --log-level and --log-file.",
+    ))
+}

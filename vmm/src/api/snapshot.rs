@@ -1,0 +1,139 @@
+//! Snapshots by Firecracker's paths and by Berth's.
+
+use super::configure::{after_start, before_start};
+use super::error::ApiError;
+use super::route::Scene;
+use super::types::{
+    BerthSnapshot, BerthSnapshotKind, HugePages, MemoryBackendType, NetworkOverride, SnapshotCreateParams,
+    SnapshotLoadParams, SnapshotType,
+};
+use crate::machine::{LoadRequest, MachineError, MachineState, Overrides};
+use crate::snapshot::{Found, SnapshotKind, SnapshotRequest, SnapshotTarget};
+use crate::spec::SerialSpec;
+
+/// `PUT /snapshot/create`
+pub(crate) fn create(scene: &mut Scene<'_>, _: &str, params: SnapshotCreateParams) -> Result<(), ApiError> {
+    after_start(scene)?;
+    if scene.machine.state() != MachineState::Paused {
+        return Err(ApiError::bad(
+            "The VM runs: pause it before a snapshot is taken (PATCH /vm with the state Paused).",
+        ));
+    }
+    let request = SnapshotRequest {
+        target: SnapshotTarget::Files {
+            state: params.snapshot_path,
+            memory: params.mem_file_path,
+        },
+        kind: match params.snapshot_type {
+            SnapshotType::Full => SnapshotKind::Full,
+            SnapshotType::Diff => SnapshotKind::Diff,
+        },
+        durable: true,
+    };
+    scene.machine.snapshot(&request)?;
+    Ok(())
+}
+
+/// `PUT /snapshot/load`
+pub(crate) fn load(scene: &mut Scene<'_>, _: &str, params: SnapshotLoadParams) -> Result<(), ApiError> {
+    before_start(scene)?;
+    if scene.side.configured {
+        return Err(ApiError::bad(
+            "Loading a microVM snapshot not allowed after configuring boot-specific resources: it brings its own.",
+        ));
+    }
+    if params.huge_pages != HugePages::None {
+        let what = "Berth does not back guest memory with huge pages yet; set it to None";
+        return Err(ApiError::lacks("huge_pages", what));
+    }
+    if params.vsock_override.is_some() {
+        let what = "Berth cannot change the socket of a saved vsock device yet; leave it out";
+        return Err(ApiError::lacks("vsock_override", what));
+    }
+    let memory = match (params.mem_backend, params.mem_file_path) {
+        (Some(_), Some(_)) | (None, None) => {
+            return Err(ApiError::bad(
+                "mem_backend: give either `mem_backend` or `mem_file_path`, and not both.",
+            ));
+        }
+        (None, Some(path)) => path,
+        (Some(backend), None) => match backend.backend_type {
+            MemoryBackendType::File => backend.backend_path,
+            MemoryBackendType::Uffd => {
+                let what = "Berth reads memory from the file itself, and only the pages that the guest touches; \
+                            set it to File";
+                return Err(ApiError::lacks("mem_backend.backend_type", what));
+            }
+        },
+    };
+    let state = params.snapshot_path;
+    let taps = taps(&state, &memory, &params.network_overrides)?;
+    let own = scene.machine.spec().serial.clone();
+    let request = LoadRequest {
+        from: SnapshotTarget::Files { state, memory },
+        resume: params.resume_vm,
+        overrides: Overrides {
+            serial: Some(own).filter(|serial| *serial != SerialSpec::Stdio),
+            taps,
+            keep_clock: params.clock_realtime == Some(false),
+            ..Overrides::default()
+        },
+        verify: false,
+    };
+    scene.machine.load(&request)?;
+    scene.side.started = Some(std::time::SystemTime::now());
+    Ok(())
+}
+
+/// The taps of a saved machine with those that are to be others; none if none is.
+fn taps(
+    state: &std::path::Path,
+    memory: &std::path::Path,
+    overrides: &[NetworkOverride],
+) -> Result<Vec<String>, ApiError> {
+    if overrides.is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = Found::open_files(state, memory).map_err(MachineError::from)?;
+    let nets = &found.body.spec.nets;
+    let mut taps: Vec<_> = nets.iter().map(|net| net.tap.clone()).collect();
+    for other in overrides {
+        let at = nets
+            .iter()
+            .position(|net| net.id.as_ref() == Some(&other.iface_id));
+        let Some(at) = at else {
+            return Err(ApiError::bad(format!(
+                "network_overrides: the snapshot has no network interface {:?}.",
+                other.iface_id
+            )));
+        };
+        taps[at].clone_from(&other.host_dev_name);
+    }
+    Ok(taps)
+}
+
+/// `POST /berth/v1/snapshot`
+pub(crate) fn take(scene: &mut Scene<'_>, _: &str, params: BerthSnapshot) -> Result<(), ApiError> {
+    after_start(scene)?;
+    let ran = scene.machine.state() == MachineState::Running;
+    let kind = match params.kind {
+        BerthSnapshotKind::Full => SnapshotKind::Full,
+        BerthSnapshotKind::Diff => SnapshotKind::Diff,
+    };
+    let request = SnapshotRequest {
+        kind,
+        ..SnapshotRequest::to(params.path)
+    };
+    scene.machine.pause()?;
+    let taken = scene.machine.snapshot(&request);
+    // A guest whose snapshot failed goes on as if nobody had asked for one.
+    let goes_on = match &taken {
+        Ok(_) => params.resume.unwrap_or(ran),
+        Err(_) => ran,
+    };
+    if goes_on {
+        scene.machine.resume()?;
+    }
+    taken?;
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! What Berth's own paths take and answer.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::machine::MachineState;
+use crate::spec::VmSpec;
+
+/// A VM.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct BerthVm {
+    /// Which.
+    pub(crate) id: String,
+    /// What its user calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// Where it is in its life.
+    #[schemars(with = "String")]
+    pub(crate) state: MachineState,
+    /// The process that runs it.
+    pub(crate) pid: u32,
+    /// What it is.
+    pub(crate) spec: VmSpec,
+    /// When its guest started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) started_at: Option<String>,
+    /// Berth's version.
+    pub(crate) berth_version: &'static str,
+}
+
+/// A snapshot to take.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BerthSnapshot {
+    /// The folder to make.
+    pub(crate) path: PathBuf,
+    /// Whether to save all memory or what changed.
+    #[serde(default)]
+    pub(crate) kind: BerthSnapshotKind,
+    /// Whether the guest runs afterwards; without it, if it ran before.
+    #[serde(default)]
+    pub(crate) resume: Option<bool>,
+}
+
+/// How much a snapshot saves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum BerthSnapshotKind {
+    /// All.
+    #[default]
+    Full,
+    /// What changed since the last one.
+    Diff,
+}

@@ -1,21 +1,26 @@
-//! The log: lines to standard error or to a file, warnings and worse unless asked for more.
+//! The log: lines to standard error or to a file, warnings and worse unless asked for more. A file is put aside when it is
+//! full ([`Bound`]). Where somebody can ask for it, the level can change while Berth runs ([`LogLevel`]).
 //!
 //! A plain level costs a start nothing. Directives per module (`info,berth::vcpu=debug`) need a parser that takes a while to
 //! build, so it is built only for them. Records of the `log` crate are shown with directives alone: some libraries write them
 //! as often as a guest wants.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
+use tracing::subscriber::Interest;
+use tracing::{Metadata, Subscriber};
 use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, layer, reload};
 
+pub use crate::rotate::Bound;
+use crate::rotate::RotatingFile;
 use crate::spec::Fault;
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -32,6 +37,15 @@ pub enum Filter {
 impl Default for Filter {
     fn default() -> Self {
         Self::Level(LevelFilter::WARN)
+    }
+}
+
+impl std::fmt::Display for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Level(level) => level.fmt(f),
+            Self::Directives(text) => f.write_str(text),
+        }
     }
 }
 
@@ -64,15 +78,36 @@ impl std::str::FromStr for Filter {
     }
 }
 
+/// How large a log file becomes where nothing is said.
+pub const BOUND: Bound = Bound {
+    size: 16 << 20,
+    keep: 3,
+};
+
+/// Where the log goes, and who can change it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Target<'a> {
+    /// A file instead of standard error, and how large it becomes.
+    pub file: Option<(&'a Path, Bound)>,
+    /// Whether its level can be changed later.
+    pub adjustable: bool,
+}
+
 /// The log, started.
 #[derive(Debug)]
 #[must_use]
 pub struct Log {
     /// The file, if it was not there before.
     created: Option<PathBuf>,
+    level: Option<LogLevel>,
 }
 
 impl Log {
+    /// What changes its level, if it was asked for.
+    pub fn level(&self) -> Option<LogLevel> {
+        self.level.clone()
+    }
+
     /// Takes back a file that was made for nothing: for a VM that was refused.
     pub fn discard_empty_file(self) {
         let empty = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.len() == 0);
@@ -84,61 +119,132 @@ impl Log {
 }
 
 /// Starts the log. To be called once, before any thread that logs.
-pub fn start(filter: &Filter, file: Option<&Path>) -> Result<Log, Fault> {
-    let Some(path) = file else {
+pub fn start(filter: &Filter, target: Target<'_>) -> Result<Log, Fault> {
+    let Some((path, bound)) = target.file else {
         let terminal = io::stderr().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-        install(filter, StderrLines { terminal }, colour)?;
-        return Ok(Log { created: None });
+        let level = install(filter, StderrLines { terminal }, colour, target.adjustable)?;
+        return Ok(Log { created: None, level });
     };
-    let (file, log) =
-        open(path).map_err(|cause| Fault::new("log-file", format!("{}: {cause}", path.display())))?;
-    install::<Arc<File>>(filter, Arc::new(file), false)?;
-    Ok(log)
+    let (file, created) =
+        open(path, bound).map_err(|cause| Fault::new("log-file", format!("{}: {cause}", path.display())))?;
+    let level = install(filter, Mutex::new(file), false, target.adjustable)?;
+    Ok(Log { created, level })
 }
 
-fn open(path: &Path) -> io::Result<(File, Log)> {
-    let mut options = OpenOptions::new();
-    options.append(true);
-    match options.clone().create_new(true).open(path) {
-        Ok(file) => Ok((
-            file,
-            Log {
-                created: Some(path.to_owned()),
-            },
-        )),
-        // Also where it names what no new file can be, such as a dangling link or a pipe.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Ok((options.create(true).open(path)?, Log { created: None }))
-        }
-        Err(error) => Err(error),
-    }
+/// Opens the file; also says its path if it was not there before.
+fn open(path: &Path, bound: Bound) -> io::Result<(RotatingFile, Option<PathBuf>)> {
+    let absent = matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    let file = RotatingFile::open(path, bound)?;
+    Ok((file, absent.then(|| path.to_owned())))
 }
 
-fn install<W>(filter: &Filter, writer: W, colour: bool) -> Result<(), Fault>
+fn install<W>(filter: &Filter, writer: W, colour: bool, adjustable: bool) -> Result<Option<LogLevel>, Fault>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     // A log that cannot be written is not worth a word on standard error, which may be just as full.
+    if adjustable {
+        let (choice, handle) = reload::Layer::new(Choice::new(filter)?);
+        let lines = fmt::layer()
+            .with_writer(writer)
+            .with_ansi(colour)
+            .log_internal_errors(false);
+        global(tracing_subscriber::registry().with(lines.with_filter(choice)))?;
+        return Ok(Some(LogLevel {
+            handle,
+            current: Arc::new(Mutex::new(filter.clone())),
+        }));
+    }
     let lines = fmt::Subscriber::builder()
         .with_writer(writer)
         .with_ansi(colour)
         .log_internal_errors(false);
     match filter {
-        Filter::Level(level) => global(lines.with_max_level(*level).finish()),
-        Filter::Directives(text) => {
-            let filter = EnvFilter::builder().parse(text);
-            let filter = filter.map_err(|error| Fault::new("log-level", format!("{text:?}: {error}")))?;
-            let lines = lines.with_env_filter(filter).finish();
-            lines
-                .try_init()
-                .map_err(|error| Fault::new("log", error.to_string()))
-        }
+        Filter::Level(level) => global(lines.with_max_level(*level).finish())?,
+        Filter::Directives(text) => lines
+            .with_env_filter(directives(text)?)
+            .finish()
+            .try_init()
+            .map_err(|error| Fault::new("log", error.to_string()))?,
     }
+    Ok(None)
+}
+
+fn directives(text: &str) -> Result<EnvFilter, Fault> {
+    let filter = EnvFilter::builder().parse(text);
+    filter.map_err(|error| Fault::new("log-level", format!("{text:?}: {error}")))
 }
 
 fn global(lines: impl Subscriber + Send + Sync) -> Result<(), Fault> {
     tracing::subscriber::set_global_default(lines).map_err(|error| Fault::new("log", error.to_string()))
+}
+
+/// Changes what is logged; to be cloned freely.
+#[derive(Debug, Clone)]
+pub struct LogLevel {
+    handle: reload::Handle<Choice, Registry>,
+    current: Arc<Mutex<Filter>>,
+}
+
+impl LogLevel {
+    /// What is logged now.
+    pub fn get(&self) -> Filter {
+        self.current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Logs by `filter` from now on.
+    pub fn set(&self, filter: Filter) -> Result<(), Fault> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let choice = Choice::new(&filter)?;
+        self.handle
+            .reload(choice)
+            .map_err(|error| Fault::new("log-level", error.to_string()))?;
+        *current = filter;
+        Ok(())
+    }
+}
+
+/// A filter that another can take the place of.
+#[derive(Debug)]
+enum Choice {
+    Level(LevelFilter),
+    Directives(Box<EnvFilter>),
+}
+
+impl Choice {
+    fn new(filter: &Filter) -> Result<Self, Fault> {
+        Ok(match filter {
+            Filter::Level(level) => Self::Level(*level),
+            Filter::Directives(text) => Self::Directives(Box::new(directives(text)?)),
+        })
+    }
+}
+
+impl<S: Subscriber> layer::Filter<S> for Choice {
+    fn enabled(&self, metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool {
+        match self {
+            Self::Level(level) => layer::Filter::<S>::enabled(level, metadata, context),
+            Self::Directives(filter) => layer::Filter::<S>::enabled(&**filter, metadata, context),
+        }
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        match self {
+            Self::Level(level) => layer::Filter::<S>::callsite_enabled(level, metadata),
+            Self::Directives(filter) => layer::Filter::<S>::callsite_enabled(&**filter, metadata),
+        }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        match self {
+            Self::Level(level) => Some(*level),
+            Self::Directives(filter) => layer::Filter::<S>::max_level_hint(&**filter),
+        }
+    }
 }
 
 /// Standard error, one write per line. A terminal is raw while a VM runs and needs to be told to return the carriage.
@@ -216,6 +322,47 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_is_shown_as_it_is_read() {
+        for text in ["off", "warn", "trace", "info,berth::vcpu=debug"] {
+            assert_eq!(text.parse::<Filter>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_level_can_change_while_the_program_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let file = Mutex::new(RotatingFile::open(&path, BOUND).unwrap());
+        let (choice, handle) = reload::Layer::new(Choice::new(&Filter::default()).unwrap());
+        let lines = fmt::layer()
+            .with_writer(file)
+            .with_ansi(false)
+            .with_filter(choice);
+        let level = LogLevel {
+            handle,
+            current: Arc::new(Mutex::new(Filter::default())),
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
+            for (filter, word) in [
+                ("warn", "one"),
+                ("off,berth=info", "two"),
+                ("error", "three"),
+                ("info", "four"),
+            ] {
+                level.set(filter.parse().unwrap()).unwrap();
+                assert_eq!(level.get().to_string(), filter);
+                tracing::info!("{word}");
+            }
+        });
+        let written = fs::read_to_string(&path).unwrap();
+        let words: Vec<_> = written
+            .lines()
+            .filter_map(|line| line.rsplit(' ').next())
+            .collect();
+        assert_eq!(words, ["two", "four"]);
+    }
+
+    #[test]
     fn lines_on_a_terminal_return_the_carriage() {
         let written = |terminal| {
             let mut lines = Lines {
@@ -233,23 +380,31 @@ mod tests {
     fn a_log_file_made_for_nothing_is_taken_back_and_any_other_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let (file, log) = open(&path).unwrap();
-        log.discard_empty_file();
+        let log = |created| Log { created, level: None };
+        let (file, created) = open(&path, BOUND).unwrap();
+        log(created).discard_empty_file();
         assert!(!path.exists());
         drop(file);
 
-        let (mut file, log) = open(&path).unwrap();
+        let (mut file, created) = open(&path, BOUND).unwrap();
         file.write_all(b"line\n").unwrap();
-        log.discard_empty_file();
-        open(&path).unwrap().1.discard_empty_file();
+        log(created).discard_empty_file();
+        log(open(&path, BOUND).unwrap().1).discard_empty_file();
         fs::write(&path, "").unwrap();
-        open(&path).unwrap().1.discard_empty_file();
+        log(open(&path, BOUND).unwrap().1).discard_empty_file();
         assert!(path.exists());
     }
 
     #[test]
     fn a_log_file_that_cannot_be_opened_is_named() {
-        let fault = start(&Filter::default(), Some(Path::new("/nonexistent/log"))).unwrap_err();
+        let fault = start(
+            &Filter::default(),
+            Target {
+                file: Some((Path::new("/nonexistent/log"), BOUND)),
+                adjustable: false,
+            },
+        )
+        .unwrap_err();
         assert_eq!(
             fault.to_string(),
             "log-file: /nonexistent/log: No such file or directory (os error 2)"

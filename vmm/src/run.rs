@@ -199,6 +199,8 @@ fn obey(request: Request, live: &mut Live, events: &EventHub) -> Option<StopReas
     match request {
         Request::Quit => return Some(StopReason::Killed(None)),
         Request::Help => tell(console::HELP),
+        // Only who is attached can leave.
+        Request::Detach => {}
         Request::PowerButton => live.vm.press_power_button(),
         Request::CtrlAltDel => live.vm.send_ctrl_alt_del(),
         Request::Pause if live.vm.is_paused() => {

@@ -7,6 +7,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::fleet::args::{
+    ConsoleArgs, EventsArgs, InspectArgs, LogsArgs, PsArgs, RemoveArgs, StateDir, StopArgs, VmsArgs,
+};
 use crate::exit_code;
 use crate::logging::Filter;
 use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, NetSpec, OptionError, SerialSpec};
@@ -31,6 +34,35 @@ pub enum Command {
     /// Run a VM in the foreground until it ends
     #[command(long_about = RUN_ABOUT)]
     Run(Box<RunArgs>),
+    /// Make a VM that runs when it is started
+    #[command(long_about = CREATE_ABOUT, after_help = CREATE_EXAMPLES, after_long_help = CREATE_EXAMPLES)]
+    Create(Box<RunArgs>),
+    /// Start VMs in the background
+    Start(VmsArgs),
+    /// Have guests shut down, and end those that do not
+    #[command(long_about = STOP_ABOUT)]
+    Stop(StopArgs),
+    /// End VMs at once
+    Kill(VmsArgs),
+    /// Stop guests where they are
+    Pause(VmsArgs),
+    /// Let paused guests go on
+    Resume(VmsArgs),
+    /// List VMs
+    Ps(PsArgs),
+    /// Print all about VMs as JSON
+    Inspect(InspectArgs),
+    /// Attach to a VM's console; Ctrl-A d detaches
+    #[command(long_about = CONSOLE_ABOUT)]
+    Console(ConsoleArgs),
+    /// Print what a VM's guest said, or what Berth logged about it
+    Logs(LogsArgs),
+    /// Wait until VMs end, print their exit codes and end with theirs
+    Wait(VmsArgs),
+    /// Remove VMs that do not run
+    Rm(RemoveArgs),
+    /// Print what happens to VMs, as it happens
+    Events(EventsArgs),
     /// Say what this host offers to virtual machines, and what to do where something lacks
     #[command(after_help = "The exit code is 0 if guests can run here, and 125 if not.")]
     Doctor(DoctorArgs),
@@ -51,6 +83,27 @@ Run a VM in the foreground until it ends.
 
 Without a kernel, the Linux guest that ships with Berth boots: to a shell on this terminal, or to the command behind --, whose exit \
 status becomes Berth's. On a terminal, Ctrl-A x ends the VM and Ctrl-A h shows what else the keys can do.";
+
+const CREATE_ABOUT: &str = "\
+Make a VM that runs when it is started.
+
+It takes the arguments of berth run and prints the VM's name. The VM stays, also when it has ended, until berth rm removes it.";
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  berth create --name web --memory 1G --disk web.img
+  berth start web && berth console web";
+
+const STOP_ABOUT: &str = "\
+Have guests shut down, and end those that do not.
+
+A guest is asked by its power button, then by Ctrl-Alt-Del; when its time is over its VM is ended. Several are stopped at once.";
+
+const CONSOLE_ABOUT: &str = "\
+Attach to a VM's console; Ctrl-A d detaches.
+
+What the guest said while nobody was attached comes first, up to 256 KiB; berth logs has more. One can be attached at a time. When \
+the VM ends, this ends with the VM's exit code.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -158,7 +211,9 @@ pub struct RunArgs {
     )]
     pub cmdline_base: Option<String>,
 
-    /// Where the first serial port leads: stdio, null, pty, file=PATH or socket=PATH [default: stdio]
+    /// Where the first serial port leads: stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER [default: stdio]
+    ///
+    /// With kept, output goes to console.log in the folder, and one client at a time attaches at its console.sock.
     #[arg(long, value_name = "PLACE", value_parser = option(SerialSpec::from_option), help_heading = "Console and log")]
     pub serial: Option<SerialSpec>,
 
@@ -174,8 +229,34 @@ pub struct RunArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Run")]
     pub timeout: Option<u64>,
 
+    /// Keep the VM under this name, for the other verbs: a to z, 0 to 9, dot, dash, underscore
+    #[arg(long, value_name = "NAME", help_heading = "Many VMs")]
+    pub name: Option<String>,
+
+    /// Run the VM in the background and print its name
+    #[arg(long, short, help_heading = "Many VMs")]
+    pub detach: bool,
+
+    /// Remove the VM when it ends
+    #[arg(long, help_heading = "Many VMs")]
+    pub rm: bool,
+
+    /// Print the VM as JSON instead of its name
+    #[arg(long, help_heading = "Many VMs")]
+    pub json: bool,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+
+    /// Run the VM of this folder of the state directory
+    #[arg(long, value_name = "FOLDER", hide = true)]
+    pub managed: Option<PathBuf>,
+
     /// Serve the REST API on a Unix socket at this path, for this user alone
-    #[arg(long, value_name = "PATH", help_heading = "Run")]
+    ///
+    /// A VM with a name has its socket in the state directory, and this is not for it.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["name", "detach"], help_heading = "Run")]
     pub api_sock: Option<PathBuf>,
 
     /// Wait for the API to configure and start the VM, as Firecracker does

@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser};
 use schemars::schema_for;
 
 mod args;
+mod fleet;
 mod refusal;
 mod run;
 mod say;
@@ -33,6 +34,19 @@ pub fn main(start: Instant) -> ExitCode {
     };
     let code = match cli.command {
         Command::Run(args) => run::run(*args, start),
+        Command::Create(args) => fleet::create(*args),
+        Command::Start(args) => fleet::start(args),
+        Command::Stop(args) => fleet::stop(args),
+        Command::Kill(args) => fleet::kill(args),
+        Command::Pause(args) => fleet::pause(args),
+        Command::Resume(args) => fleet::resume(args),
+        Command::Ps(args) => fleet::ps(args),
+        Command::Inspect(args) => fleet::inspect(args),
+        Command::Console(args) => fleet::console(args),
+        Command::Logs(args) => fleet::logs(args),
+        Command::Wait(args) => fleet::wait(&args),
+        Command::Rm(args) => fleet::remove(args),
+        Command::Events(args) => fleet::events(args),
         Command::Doctor(args) => examine(&args),
         Command::Schema => print(&schema()),
         Command::Completions { shell } => {

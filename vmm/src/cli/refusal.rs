@@ -35,27 +35,44 @@ pub(super) fn sentence(error: &Error) -> String {
             };
             format!("{argument}: unknown value {value:?}; {instead}")
         }
-        ErrorKind::UnknownArgument => unknown(text(ContextKind::InvalidArg), text(ContextKind::SuggestedArg)),
+        ErrorKind::UnknownArgument => {
+            let verb = verb(error).unwrap_or_else(|| "run".to_owned());
+            unknown(
+                text(ContextKind::InvalidArg),
+                text(ContextKind::SuggestedArg),
+                &verb,
+            )
+        }
         ErrorKind::InvalidSubcommand => {
             let verb = text(ContextKind::InvalidSubcommand).unwrap_or_default();
             match text(ContextKind::SuggestedSubcommand) {
                 Some(suggested) => format!("there is no verb {verb:?}; did you mean {suggested}?"),
-                None => format!("there is no verb {verb:?}; the verbs are {}", verbs()),
+                None => format!("there is no verb {verb:?}; berth --help lists them"),
             }
         }
-        ErrorKind::ArgumentConflict => format!("{argument}: given more than once; give it once"),
+        ErrorKind::ArgumentConflict => match text(ContextKind::PriorArg).map(name) {
+            Some(other) if other != argument => {
+                format!("{argument} and {other} exclude each other; give one of them")
+            }
+            _ => format!("{argument}: given more than once; give it once"),
+        },
         ErrorKind::InvalidUtf8 => "an argument is not valid UTF-8; only paths may be that".to_owned(),
         _ => first_words(error),
     }
 }
 
-fn verbs() -> String {
+/// The verb that the arguments are for, by its usage: `Usage: berth ps [OPTIONS]`.
+fn verb(error: &Error) -> Option<String> {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else {
+        return None;
+    };
+    let usage = usage.to_string();
+    let mut words = usage.split_whitespace().skip_while(|word| *word != "berth");
+    let verb = words.nth(1)?;
     let command = Cli::command();
     command
-        .get_subcommands()
-        .map(clap::Command::get_name)
-        .collect::<Vec<_>>()
-        .join(", ")
+        .find_subcommand(verb)
+        .map(|verb| verb.get_name().to_owned())
 }
 
 /// `--memory <SIZE>` as `memory`.
@@ -66,16 +83,21 @@ fn name(argument: &str) -> &str {
         .trim_end_matches(['>', ']'])
 }
 
-fn unknown(argument: Option<&str>, suggested: Option<&str>) -> String {
+fn unknown(argument: Option<&str>, suggested: Option<&str>, verb: &str) -> String {
     let argument = argument.unwrap_or_default();
     match suggested {
         Some(suggested) => format!(
             "unknown argument {argument:?}; did you mean {}?",
             suggested.split(' ').next().unwrap_or_default()
         ),
-        None if argument.starts_with('-') => format!("unknown argument {argument:?}; see berth run --help"),
+        None if argument.starts_with('-') => {
+            format!("unknown argument {argument:?}; see berth {verb} --help")
+        }
+        None if verb != "run" && verb != "create" => {
+            format!("unexpected argument {argument:?}; see berth {verb} --help")
+        }
         None => format!(
-            "unexpected argument {argument:?}; a command for the guest goes behind --, as in berth run -- {argument}"
+            "unexpected argument {argument:?}; a command for the guest goes behind --, as in berth {verb} -- {argument}"
         ),
     }
 }

@@ -1,13 +1,17 @@
 //! `berth run`: from arguments and a file to a VM, and from its end to an exit code.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::args::RunArgs;
+use super::fleet;
 use super::say::{complain, print};
 use crate::api::Api;
+use crate::control::ControlHandle;
 use crate::exit_code;
-use crate::logging;
+use crate::fleet::Entry;
+use crate::fleet::process::Tenure;
+use crate::logging::{self, Filter, Log, Target};
 use crate::machine::{LoadRequest, Overrides};
 use crate::run::{self, RunOptions};
 use crate::snapshot::{SnapshotRequest, SnapshotTarget};
@@ -15,8 +19,42 @@ use crate::spec::{self, ByteSize, Fault, Limits, SerialSpec, ValidSpec, VmSpec};
 
 /// Runs it. Returns the exit code.
 pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
-    let (log_level, log_file) = (args.log_level.take().unwrap_or_default(), args.log_file.take());
-    let options = RunOptions {
+    if args.dry_run {
+        return dry_run(args);
+    }
+    if let Some(folder) = args.managed.take() {
+        return fleet::run_managed(&folder, args.state, start);
+    }
+    if args.detach {
+        return fleet::run_detached(args);
+    }
+    if args.name.is_some() {
+        return fleet::run_registered(args, start);
+    }
+    let options = options(&mut args, start);
+    let (log_level, log_file) = (args.log_level.take(), args.log_file.take());
+    let api = args.api_sock.take();
+    let spec = match validated(args) {
+        Ok(spec) => spec,
+        Err(code) => return code,
+    };
+    match open_log(log_level, log_file.as_deref(), false) {
+        Ok(log) => {
+            let session = Session {
+                spec,
+                log,
+                options,
+                api,
+            };
+            execute(session, None, |_| ())
+        }
+        Err(code) => code,
+    }
+}
+
+/// How the arguments say that the VM is to be run.
+fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
+    RunOptions {
         boot_timing: args.boot_timing,
         start,
         wait: args.api_only,
@@ -34,45 +72,62 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
         }),
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),
         identity: None,
-    };
-    let (dry_run, api_sock) = (args.dry_run, args.api_sock.take());
-    let spec = match resolve(args) {
-        Ok(spec) => spec,
-        Err(error) => {
-            complain(&error);
-            return exit_code::USER;
-        }
-    };
-    let valid = match spec::validate(&spec, Limits::of_host(&spec)) {
-        Ok(valid) => valid,
-        Err(faults) => {
-            for fault in &faults {
-                complain(fault);
-            }
-            return exit_code::USER;
-        }
-    };
-    if dry_run {
-        return match to_toml(valid) {
-            Ok(text) => print(&text),
-            Err(fault) => {
-                complain(&fault);
-                exit_code::USER
-            }
-        };
     }
-    let log = match logging::start(&log_level, log_file.as_deref()) {
-        Ok(log) => log,
-        Err(fault) => {
-            complain(&fault);
-            return exit_code::USER;
+}
+
+/// Starts the log that the arguments ask for. Fails with the exit code, and has said why.
+pub(super) fn start_log(args: &mut RunArgs, adjustable: bool) -> Result<Log, u8> {
+    open_log(
+        args.log_level.clone(),
+        args.log_file.take().as_deref(),
+        adjustable,
+    )
+}
+
+fn open_log(level: Option<Filter>, file: Option<&Path>, adjustable: bool) -> Result<Log, u8> {
+    let target = Target {
+        file: file.map(|path| (path, logging::BOUND)),
+        adjustable,
+    };
+    logging::start(&level.unwrap_or_default(), target).map_err(|fault| {
+        complain(&fault);
+        exit_code::USER
+    })
+}
+
+/// A VM that can be run, and how.
+pub(super) struct Session {
+    pub(super) spec: ValidSpec,
+    pub(super) log: Log,
+    pub(super) options: RunOptions,
+    /// Where its API is to listen, if not where the state directory says.
+    pub(super) api: Option<PathBuf>,
+}
+
+/// Runs it to its end. A VM of the state directory is written down by `tenure`, which calls `started` when the guest runs.
+pub(super) fn execute(
+    session: Session,
+    tenure: Option<&Tenure>,
+    started: impl FnOnce(&Entry) + Send + 'static,
+) -> u8 {
+    let Session {
+        spec,
+        log,
+        options,
+        api,
+    } = session;
+    let api = api.or_else(|| tenure.and_then(Tenure::api_socket));
+    let spec = spec.into_inner();
+    let serve = |handle: ControlHandle| {
+        if let Some(tenure) = tenure {
+            tenure.attend(handle.events(), started);
+        }
+        match &api {
+            Some(path) => Ok(Some(Api::start(path, handle)?)),
+            None => Ok(None),
         }
     };
-    let serve = |control| match &api_sock {
-        Some(path) => Ok(Some(Api::start(path, control)?)),
-        None => Ok(None),
-    };
-    match run::run(valid.into_inner(), options, serve) {
+    match run::run(spec.clone(), options, serve) {
         Ok(reason) => {
             let (code, sentence) = exit_code::of(&reason, &spec);
             if let Some(sentence) = sentence {
@@ -90,6 +145,41 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
             } else {
                 exit_code::FAULT
             }
+        }
+    }
+}
+
+/// The VM that the arguments describe, if it makes sense. Fails with the exit code, and has said why.
+pub(super) fn validated(args: RunArgs) -> Result<ValidSpec, u8> {
+    match resolve(args) {
+        Ok(spec) => check(&spec),
+        Err(error) => {
+            complain(&error);
+            Err(exit_code::USER)
+        }
+    }
+}
+
+/// The VM, if it makes sense on this host. Fails with the exit code, and has said why.
+pub(super) fn check(spec: &VmSpec) -> Result<ValidSpec, u8> {
+    spec::validate(spec, Limits::of_host(spec)).map_err(|faults| {
+        for fault in &faults {
+            complain(fault);
+        }
+        exit_code::USER
+    })
+}
+
+fn dry_run(args: RunArgs) -> u8 {
+    let valid = match validated(args) {
+        Ok(valid) => valid,
+        Err(code) => return code,
+    };
+    match to_toml(valid) {
+        Ok(text) => print(&text),
+        Err(fault) => {
+            complain(&fault);
+            exit_code::USER
         }
     }
 }
@@ -157,9 +247,14 @@ fn set<T>(field: &mut T, flag: Option<T>) {
 
 /// The VM as a file that means the same wherever it lies.
 fn to_toml(spec: ValidSpec) -> Result<String, Fault> {
+    toml::to_string(&portable(spec)?).map_err(|cause| Fault::new("dry-run", cause.to_string()))
+}
+
+/// The VM with paths that mean the same wherever it is written down, and can be.
+pub(super) fn portable(spec: ValidSpec) -> Result<VmSpec, Fault> {
     let mut spec = spec.into_inner();
     let folder = std::env::current_dir()
-        .map_err(|cause| Fault::new("dry-run", format!("the working folder cannot be found: {cause}")))?;
+        .map_err(|cause| Fault::new("VM", format!("the working folder cannot be found: {cause}")))?;
     spec.take_paths_from(&folder);
     let paths = spec
         .kernel
@@ -172,16 +267,16 @@ fn to_toml(spec: ValidSpec) -> Result<String, Fault> {
     {
         let shown = path.display();
         return Err(Fault::new(
-            "dry-run",
+            "VM",
             format!("the path {shown} is not UTF-8, which no VM file can hold; rename the file"),
         ));
     }
-    toml::to_string(&spec).map_err(|cause| Fault::new("dry-run", cause.to_string()))
+    Ok(spec)
 }
 
 fn serial_path(serial: &SerialSpec) -> Option<&PathBuf> {
     match serial {
-        SerialSpec::File(path) | SerialSpec::Socket(path) => Some(path),
+        SerialSpec::File(path) | SerialSpec::Socket(path) | SerialSpec::Kept(path) => Some(path),
         SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => None,
     }
 }

@@ -145,7 +145,7 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--serial", "stdout"],
-            "serial: \"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
+            "serial: \"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER",
         ),
         (&["--rng", "yes"], "rng: \"yes\" is neither on nor off"),
         (
@@ -177,12 +177,30 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         let error = parse(arguments.iter().copied()).expect_err(expected);
         assert_eq!(refusal::sentence(&error), expected, "{arguments:?}");
     }
+    for (arguments, expected) in [
+        (
+            &["ps", "-q", "--json"][..],
+            "quiet and json exclude each other; give one of them",
+        ),
+        (&["ps", "web"], "unexpected argument \"web\"; see berth ps --help"),
+        (
+            &["stop", "web", "--xyzzy"],
+            "unknown argument \"--xyzzy\"; see berth stop --help",
+        ),
+        (
+            &["stop", "web", "-t", "x"],
+            "time: \"x\" is not a number of seconds",
+        ),
+    ] {
+        let arguments = ["berth"].iter().chain(arguments);
+        assert_eq!(
+            refusal::sentence(&Cli::try_parse_from(arguments).unwrap_err()),
+            expected
+        );
+    }
     for (verb, expected) in [
         ("docter", "there is no verb \"docter\"; did you mean doctor?"),
-        (
-            "xyzzy",
-            "there is no verb \"xyzzy\"; the verbs are run, doctor, schema, completions",
-        ),
+        ("xyzzy", "there is no verb \"xyzzy\"; berth --help lists them"),
     ] {
         assert_eq!(
             refusal::sentence(&Cli::try_parse_from(["berth", verb]).unwrap_err()),
@@ -282,6 +300,7 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
         SerialSpec::Pty => "--serial=pty".to_owned(),
         SerialSpec::File(path) => format!("--serial=file={}", path.to_str()?),
         SerialSpec::Socket(path) => format!("--serial=socket={}", path.to_str()?),
+        SerialSpec::Kept(path) => format!("--serial=kept={}", path.to_str()?),
     });
     words.push("--".to_owned());
     words.extend(spec.command.iter().cloned());

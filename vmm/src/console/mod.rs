@@ -6,6 +6,7 @@
 
 pub(crate) mod frames;
 pub(crate) mod input;
+pub(crate) mod kept;
 pub(crate) mod output;
 pub(crate) mod panic;
 
@@ -23,7 +24,7 @@ use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 
-pub(crate) use self::escape::{HELP, Request};
+pub(crate) use self::escape::{ATTACHED_HELP, Escape, HELP, Request};
 use self::input::{Input, Source};
 use self::output::{Client, Pty, Stream};
 pub(crate) use self::terminal::RawTerminal;
@@ -65,6 +66,8 @@ pub(crate) struct Console {
     pub(crate) input: Input,
     /// What is to be removed when the VM is gone.
     _socket: Option<SocketFile>,
+    /// What attends to a kept console.
+    _keeper: Option<kept::Keeper>,
 }
 
 /// How the user's own standard streams look to the guest.
@@ -97,7 +100,7 @@ fn host(what: &'static str) -> impl Fn(io::Error) -> ConsoleError {
 impl Console {
     /// Opens what `spec` names. `framed`: input is for a command in the shipped guest ([`frames`]).
     pub(crate) fn open(spec: &SerialSpec, framed: bool, stop: &Arc<StopCell>) -> Result<Self, ConsoleError> {
-        let mut socket = None;
+        let (mut socket, mut keeper) = (None, None);
         let (output, source): (Box<dyn Write + Send>, _) = match spec {
             SerialSpec::Null => (Box::new(io::sink()), Source::None),
             SerialSpec::Stdio => {
@@ -124,6 +127,14 @@ impl Console {
                     },
                 )
             }
+            SerialSpec::Kept(folder) => {
+                let kept = kept::open(folder).map_err(|(path, cause)| match cause.kind() {
+                    io::ErrorKind::AddrInUse => ConsoleError::Taken { path },
+                    _ => ConsoleError::Path { path, cause },
+                })?;
+                keeper = Some(kept.keeper);
+                (Box::new(kept.output), Source::Stdin(kept.input.into()))
+            }
             SerialSpec::Socket(path) => {
                 let (listener, file) = listen(path)?;
                 socket = Some(file);
@@ -142,6 +153,7 @@ impl Console {
             output,
             input: Input::new(source, framed),
             _socket: socket,
+            _keeper: keeper,
         })
     }
 }

@@ -239,7 +239,7 @@ fn streams(spec: &ValidSpec) -> Streams {
             Stdio::Terminal { rows, columns } => Streams::Terminal { rows, columns },
             Stdio::Piped => Streams::Piped,
         },
-        SerialSpec::Pty | SerialSpec::Socket(_) => terminal,
+        SerialSpec::Pty | SerialSpec::Socket(_) | SerialSpec::Kept(_) => terminal,
         SerialSpec::Null | SerialSpec::File(_) if spec.command.is_empty() => terminal,
         SerialSpec::Null | SerialSpec::File(_) => Streams::Piped,
     }

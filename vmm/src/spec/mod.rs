@@ -94,7 +94,7 @@ impl VmSpec {
     /// Every path in it, for a file's paths to be taken from where the file lies.
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let serial = match &mut self.serial {
-            SerialSpec::File(path) | SerialSpec::Socket(path) => Some(path),
+            SerialSpec::File(path) | SerialSpec::Socket(path) | SerialSpec::Kept(path) => Some(path),
             SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => None,
         };
         let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
@@ -199,6 +199,9 @@ pub enum SerialSpec {
     Pty,
     /// A Unix socket at this path, for one client at a time.
     Socket(PathBuf),
+    /// A folder: output is kept in its `console.log`, one client at a time attaches at its `console.sock`, and the guest never
+    /// waits for one.
+    Kept(PathBuf),
 }
 
 #[cfg(test)]

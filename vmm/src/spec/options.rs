@@ -50,7 +50,7 @@ pub enum OptionError {
 
 const DISK_FORM: &str = "PATH[,ro][,serial=NAME]";
 const NET_FORM: &str = "tap=NAME[,mac=ADDRESS]";
-const SERIAL_FORM: &str = "stdio, null, pty, file=PATH or socket=PATH";
+const SERIAL_FORM: &str = "stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER";
 
 impl DiskSpec {
     /// Reads `PATH[,ro][,serial=NAME]`.
@@ -118,7 +118,7 @@ impl NetSpec {
 }
 
 impl SerialSpec {
-    /// Reads `stdio`, `null`, `pty`, `file=PATH` or `socket=PATH`. A path is taken as it is, commas included.
+    /// Reads `stdio`, `null`, `pty`, `file=PATH`, `socket=PATH` or `kept=FOLDER`. A path is taken as it is, commas included.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
         let path = |value: &[u8]| PathBuf::from(OsStr::from_bytes(value));
         match key_value(text) {
@@ -127,6 +127,7 @@ impl SerialSpec {
             (b"pty", None) => Ok(Self::Pty),
             (b"file", Some(value)) => Ok(Self::File(path(value))),
             (b"socket", Some(value)) => Ok(Self::Socket(path(value))),
+            (b"kept", Some(value)) => Ok(Self::Kept(path(value))),
             _ => Err(OptionError::Serial(lossy(text))),
         }
     }
@@ -226,6 +227,7 @@ mod tests {
             ("pty", SerialSpec::Pty),
             ("file=a,b=c", SerialSpec::File("a,b=c".into())),
             ("socket=/run/s", SerialSpec::Socket("/run/s".into())),
+            ("kept=/run/vm", SerialSpec::Kept("/run/vm".into())),
         ] {
             assert_eq!(SerialSpec::from_option(text.as_ref()), Ok(expected), "{text}");
         }
@@ -269,11 +271,11 @@ mod tests {
             ),
             (
                 serial("stdout"),
-                "\"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
+                "\"stdout\" is no place for a serial port; use stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER",
             ),
             (
                 serial("file"),
-                "\"file\" is no place for a serial port; use stdio, null, pty, file=PATH or socket=PATH",
+                "\"file\" is no place for a serial port; use stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER",
             ),
         ] {
             assert_eq!(sentence, expected);

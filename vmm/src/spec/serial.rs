@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use super::SerialSpec;
 
 const WORDS: &[&str] = &["stdio", "null", "pty"];
-const TABLES: &[&str] = &["file", "socket"];
+const TABLES: &[&str] = &["file", "socket", "kept"];
 
 impl<'de> Deserialize<'de> for SerialSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -24,7 +24,7 @@ impl<'de> Visitor<'de> for SerialVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "a place for the serial port; name stdio, null or pty, or give a table with file or socket",
+            "a place for the serial port; name stdio, null or pty, or give a table with file, socket or kept",
         )
     }
 
@@ -34,25 +34,26 @@ impl<'de> Visitor<'de> for SerialVisitor {
             "null" => Ok(SerialSpec::Null),
             "pty" => Ok(SerialSpec::Pty),
             word if TABLES.iter().any(|table| word.starts_with(table)) => Err(E::custom(format_args!(
-                "{word:?} needs its path in a table; write {{ file = \"PATH\" }} or {{ socket = \"PATH\" }} in TOML, with colons in JSON"
+                "{word:?} needs its path in a table; write {{ file = \"PATH\" }}, {{ socket = \"PATH\" }} or {{ kept = \"FOLDER\" }} in TOML, with colons in JSON"
             ))),
             word => Err(E::unknown_variant(word, WORDS)),
         }
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SerialSpec, A::Error> {
-        let one = "give exactly one of file and socket";
+        let one = "give exactly one of file, socket and kept";
         let Some(key) = map.next_key::<String>()? else {
             return Err(A::Error::custom(one));
         };
         let place = match key.as_str() {
             "file" => SerialSpec::File(map.next_value::<PathBuf>()?),
             "socket" => SerialSpec::Socket(map.next_value::<PathBuf>()?),
+            "kept" => SerialSpec::Kept(map.next_value::<PathBuf>()?),
             key => return Err(A::Error::unknown_field(key, TABLES)),
         };
         match map.next_key::<String>()?.as_deref() {
             None => Ok(place),
-            Some("file" | "socket") => Err(A::Error::custom(one)),
+            Some("file" | "socket" | "kept") => Err(A::Error::custom(one)),
             Some(key) => Err(A::Error::unknown_field(key, TABLES)),
         }
     }

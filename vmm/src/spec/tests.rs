@@ -43,6 +43,7 @@ fn serial() -> impl Strategy<Value = SerialSpec> {
         Just(SerialSpec::Pty),
         ".{0,20}".prop_map(|path| SerialSpec::File(path.into())),
         ".{0,20}".prop_map(|path| SerialSpec::Socket(path.into())),
+        ".{0,20}".prop_map(|path| SerialSpec::Kept(path.into())),
     ]
 }
 

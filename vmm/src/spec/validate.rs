@@ -13,6 +13,8 @@ use std::path::Path;
 
 use berth_arch::x86_64::layout;
 
+use crate::unix::PATH_MAX as SOCKET_PATH_MAX;
+
 use super::{ByteSize, DiskSpec, NetSpec, SerialSpec, VmSpec};
 
 /// The least memory: the boot structures and firmware tables take the first MiB, a kernel must lie above.
@@ -24,8 +26,6 @@ const TIMEOUT_MAX: u64 = u32::MAX as u64;
 const DISK_SERIAL_MAX: usize = 20;
 /// What Linux has room for (IFNAMSIZ, less the NUL).
 const TAP_NAME_MAX: usize = 15;
-/// What a Unix socket's address has room for (sun_path, less the NUL).
-const SOCKET_PATH_MAX: usize = 107;
 
 /// One thing that is wrong with a description. Displays as a sentence without its full stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -407,6 +407,7 @@ impl Faults {
                     );
                 }
             }
+            SerialSpec::Kept(path) => self.path("serial", path, "name a folder, as in kept=vm"),
             SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => {}
         }
     }

@@ -102,12 +102,12 @@ fn each_fault_in_toml_has_its_line_field_and_remedy() {
         ),
         (
             "serial = { file = \"a\", socket = \"b\" }",
-            "line 1: serial: give exactly one of file and socket",
+            "line 1: serial: give exactly one of file, socket and kept",
         ),
         (
             "serial = \"file=log\"",
-            "line 1: serial: \"file=log\" needs its path in a table; write { file = \"PATH\" } or { socket = \"PATH\" } \
-             in TOML, with colons in JSON",
+            "line 1: serial: \"file=log\" needs its path in a table; write { file = \"PATH\" }, { socket = \"PATH\" } \
+             or { kept = \"FOLDER\" } in TOML, with colons in JSON",
         ),
         ("\n\ncpus = = 1", "line 3: extra `=`, expected nothing"),
         ("cpus", "line 1: key with no value, expected `=`"),
@@ -154,12 +154,12 @@ fn each_fault_in_json_has_its_line_field_and_remedy() {
         ),
         (
             "{\"serial\": {}}",
-            "line 1: serial: give exactly one of file and socket",
+            "line 1: serial: give exactly one of file, socket and kept",
         ),
         (
             "{\"serial\": 1}",
-            "line 1: serial: 1 is not a place for the serial port; name stdio, null or pty, or give a table with file or \
-             socket",
+            "line 1: serial: 1 is not a place for the serial port; name stdio, null or pty, or give a table with file, \
+             socket or kept",
         ),
     ] {
         assert_eq!(sentence(text, Format::Json), expected, "{text:?}");

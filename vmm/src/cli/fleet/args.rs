@@ -1,0 +1,149 @@
+//! The arguments of the verbs for many VMs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+/// Where the VMs are.
+#[derive(Debug, Default, Clone, Args)]
+pub struct StateDir {
+    /// Where VMs are kept [default: $XDG_STATE_HOME/berth, else ~/.local/state/berth]
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "BERTH_STATE_DIR",
+        hide_env = true,
+        help_heading = "Many VMs"
+    )]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// VMs by name or id.
+#[derive(Debug, Clone, Args)]
+pub struct VmsArgs {
+    /// The VMs, each by its name or the beginning of its id
+    #[arg(required = true, value_name = "VM")]
+    pub vms: Vec<String>,
+    /// Print the VMs as JSON instead of their names
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+/// Arguments of `berth stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// How long the guest may take to shut down before the VM is ended, in seconds
+    #[arg(long, short, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub time: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub vms: VmsArgs,
+}
+
+/// Arguments of `berth rm`.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// End VMs that still run
+    #[arg(long, short)]
+    pub force: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub vms: VmsArgs,
+}
+
+/// Arguments of `berth ps`.
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// Also those that do not run
+    #[arg(long, short)]
+    pub all: bool,
+    /// Only their ids
+    #[arg(long, short, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print them as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+/// Arguments of `berth inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The VMs, each by its name or the beginning of its id
+    #[arg(required = true, value_name = "VM")]
+    pub vms: Vec<String>,
+    /// It is JSON in any case
+    #[arg(long, hide = true)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+/// Arguments of `berth console`.
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    /// The VM, by its name or the beginning of its id
+    pub vm: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+/// Arguments of `berth logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The VM, by its name or the beginning of its id
+    pub vm: String,
+    /// What its guest said (this is what is shown if nothing is asked for)
+    #[arg(long, conflicts_with = "vmm")]
+    pub console: bool,
+    /// What Berth logged about it
+    #[arg(long)]
+    pub vmm: bool,
+    /// Go on with what comes, until the VM ends
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Begin with the last lines, this many
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+/// Arguments of `berth events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Only what happens to these VMs
+    #[arg(value_name = "VM")]
+    pub vms: Vec<String>,
+    /// Begin with what is on record
+    #[arg(long)]
+    pub past: bool,
+    /// Print what is on record and wait for nothing
+    #[arg(long)]
+    pub no_follow: bool,
+    /// A JSON object on each line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|seconds: &f64| (0.0..1e9).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("{text:?} is not a number of seconds"))
+}

@@ -1,0 +1,157 @@
+//! `berth console`: the user's terminal, or pipes, at a VM's serial line.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::super::say::complain;
+use super::args::ConsoleArgs;
+use super::{code, open};
+use crate::console::{ATTACHED_HELP, Escape, RawTerminal, Request, kept};
+use crate::exit_code;
+use crate::fleet::{Entry, FleetError, drive};
+use crate::signals::Signals;
+use crate::unix;
+
+/// How a time at the console ends.
+enum Leave {
+    /// The user detached.
+    Detached,
+    /// The VM closed the line.
+    Closed,
+    /// A signal.
+    Signal(i32),
+}
+
+pub(in super::super) fn console(args: ConsoleArgs) -> u8 {
+    code(open(args.state).and_then(|fleet| {
+        let entry = fleet.find(&args.vm)?;
+        let stream = attach(&entry)?;
+        match stay(&stream).map_err(|error| refused(&entry, format!("its console is lost: {error}")))? {
+            Leave::Detached => {
+                complain(&format_args!(
+                    "detached; berth console {} attaches again",
+                    entry.name()
+                ));
+                Ok(exit_code::OK)
+            }
+            Leave::Closed => drive::wait(&entry),
+            Leave::Signal(number) => {
+                Ok(exit_code::SIGNAL.saturating_add(u8::try_from(number).unwrap_or_default()))
+            }
+        }
+    }))
+}
+
+fn refused(entry: &Entry, cause: String) -> FleetError {
+    FleetError::Refused {
+        name: entry.name().to_owned(),
+        cause,
+        user: true,
+    }
+}
+
+fn attach(entry: &Entry) -> Result<UnixStream, FleetError> {
+    let status = entry.status()?;
+    if !status.is_live() {
+        return Err(FleetError::RunsNot {
+            name: entry.name().to_owned(),
+            state: status.state,
+            what: "be attached to",
+        });
+    }
+    if status.live.is_some_and(|live| !live.console) {
+        return Err(refused(
+            entry,
+            "its console is where it was started, since it does not run in the background".to_owned(),
+        ));
+    }
+    let mut stream = unix::connect(&entry.console_socket())
+        .map_err(|error| refused(entry, format!("its console does not answer: {error}")))?;
+    let mut greeting = [0];
+    match stream.read_exact(&mut greeting) {
+        Ok(()) if greeting == [kept::ATTACHED] => Ok(stream),
+        Ok(()) if greeting == [kept::IN_USE] => Err(refused(
+            entry,
+            "somebody is attached to its console; berth logs --follow only looks".to_owned(),
+        )),
+        // It ended just now.
+        Err(_) => Err(refused(entry, "its console is closed".to_owned())),
+        Ok(()) => Err(refused(entry, "its console speaks another protocol".to_owned())),
+    }
+}
+
+/// Passes bytes both ways until somebody leaves.
+fn stay(stream: &UnixStream) -> io::Result<Leave> {
+    let signals = Signals::take()?;
+    let terminal = RawTerminal::take()?;
+    let interactive = terminal.is_some();
+    if interactive && io::stdout().is_terminal() {
+        eprint!("Berth: attached; Ctrl-A d detaches, Ctrl-A h shows help\r\n");
+    }
+    let mut escape = Escape::attached();
+    let stdin = io::stdin();
+    let mut stdin_open = true;
+    loop {
+        let mut fds = vec![
+            PollFd::new(&signals, PollFlags::IN),
+            PollFd::new(stream, PollFlags::IN),
+        ];
+        if stdin_open {
+            fds.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+        if ready[0]
+            && let Some(signal) = signals.next()
+        {
+            return Ok(Leave::Signal(signal));
+        }
+        if ready[1] && !show(stream)? {
+            return Ok(Leave::Closed);
+        }
+        if ready.get(2) == Some(&true) {
+            let mut typed = [0; 4096];
+            match rustix::io::read(stdin.as_fd(), &mut typed) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                // Output is still of interest.
+                Ok(0) | Err(_) => stdin_open = false,
+                Ok(count) => {
+                    let mut guest = Vec::new();
+                    let request = escape.filter(&typed[..count], &mut guest);
+                    if (&*stream).write_all(&guest).is_err() {
+                        return Ok(Leave::Closed);
+                    }
+                    match request {
+                        Some(Request::Detach) => return Ok(Leave::Detached),
+                        Some(Request::Help) => eprint!("{ATTACHED_HELP}"),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Shows what the guest says; false at its end.
+fn show(stream: &UnixStream) -> io::Result<bool> {
+    let mut said = [0; 16 << 10];
+    match rustix::io::read(stream, &mut said) {
+        Err(Errno::AGAIN | Errno::INTR) => Ok(true),
+        Ok(0) | Err(Errno::CONNRESET) => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(count) => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(&said[..count])?;
+            stdout.flush()?;
+            Ok(true)
+        }
+    }
+}

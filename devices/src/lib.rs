@@ -6,6 +6,7 @@
 pub mod bus;
 pub mod irqchip;
 pub mod legacy;
+pub mod limiter;
 pub mod ratelimit;
 pub mod timer;
 pub mod virtio;

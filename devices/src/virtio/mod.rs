@@ -2,6 +2,7 @@
 
 pub mod balloon;
 pub mod blk;
+pub mod config_change;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod device;

@@ -4,11 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::io;
+
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::device::{DeviceTraits, QueueResources, QueueState, StartError, VirtioDevice};
+use super::device::{DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain};
+use crate::limiter::{Limiter, LimiterConfig};
 use crate::warn_guest;
 
 /// Device type of virtio-rng.
@@ -21,6 +24,7 @@ const MOST: usize = 4096;
 pub struct Rng {
     queue: Option<DeviceQueue>,
     bytes: Box<[u8; MOST]>,
+    limiter: Option<Limiter>,
 }
 
 impl Rng {
@@ -29,7 +33,16 @@ impl Rng {
         Self {
             queue: None,
             bytes: Box::new([0; MOST]),
+            limiter: None,
         }
+    }
+
+    /// The device with limits to what it gives. It fails only if the host has no descriptor to give.
+    pub fn limited(self, limits: LimiterConfig) -> io::Result<Self> {
+        Ok(Self {
+            limiter: Some(Limiter::new(limits)?),
+            ..self
+        })
     }
 }
 
@@ -69,6 +82,9 @@ impl VirtioDevice for Rng {
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
         if index == 0 {
+            if let Some(limiter) = &mut self.limiter {
+                limiter.forget();
+            }
             self.queue.take().map(DeviceQueue::stop)
         } else {
             None
@@ -76,8 +92,43 @@ impl VirtioDevice for Rng {
     }
 
     fn process_queue(&mut self, index: u16) {
-        if let (0, Some(queue)) = (index, &mut self.queue) {
-            queue.drain(|request| fill(request, &mut self.bytes));
+        let Self {
+            queue,
+            bytes,
+            limiter,
+        } = self;
+        let (0, Some(queue)) = (index, queue) else {
+            return;
+        };
+        let Some(limiter) = limiter else {
+            queue.drain(|request| fill(request, bytes));
+            return;
+        };
+        if limiter.waits() {
+            return;
+        }
+        let mut request = queue.new_chain();
+        queue.drain_by(|queue| {
+            if !queue.pop(&mut request) {
+                return false;
+            }
+            if !limiter.admit(u64::from(request.writable_len()).min(MOST as u64)) {
+                queue.put_off();
+                return false;
+            }
+            let written = fill(&request, bytes);
+            queue.complete(request.head(), written);
+            true
+        });
+    }
+
+    fn event_sources(&self) -> Vec<EventSource> {
+        self.limiter.iter().map(|limiter| limiter.source(0)).collect()
+    }
+
+    fn process_event(&mut self, token: u32) {
+        if token == 0 && self.limiter.as_mut().is_some_and(Limiter::rang) {
+            self.process_queue(0);
         }
     }
 }
@@ -110,6 +161,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::limiter::BucketConfig;
     use crate::virtio::conformance::ring::Part;
     use crate::virtio::conformance::{self, BUFFERS, Machine, Request, Subject, VERSION_1};
 
@@ -138,6 +190,48 @@ mod tests {
     #[test]
     fn conforms() {
         conformance::run(&subject());
+    }
+
+    #[test]
+    fn conforms_with_limits() {
+        let bucket = BucketConfig {
+            size: 2000,
+            refill_ms: 2,
+            burst: 0,
+        };
+        let limits = LimiterConfig {
+            bandwidth: Some(bucket),
+            ops: Some(bucket),
+        };
+        conformance::run(&Subject {
+            make: Box::new(move || Box::new(Rng::new().limited(limits).unwrap())),
+            ..subject()
+        });
+    }
+
+    #[test]
+    fn what_the_limits_do_not_allow_comes_later() {
+        let ops = BucketConfig {
+            size: 2,
+            refill_ms: 40,
+            burst: 1,
+        };
+        let limits = LimiterConfig {
+            bandwidth: None,
+            ops: Some(ops),
+        };
+        let machine = Machine::new(Box::new(Rng::new().limited(limits).unwrap()));
+        let ring = &mut machine.bring_up(VERSION_1)[0];
+        let start = std::time::Instant::now();
+        for _ in 0..6 {
+            ring.add(&[Part::Write(BUFFERS, 8)]);
+        }
+        machine.notify(0);
+        // A notification meanwhile changes nothing.
+        machine.notify(0);
+        assert_eq!(ring.used_index(), 3);
+        machine.device.wait(|| ring.used_index() == 6);
+        assert!(start.elapsed().as_millis() >= 60, "three more at 20 ms each");
     }
 
     #[test]

@@ -21,7 +21,6 @@ mod tests;
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -30,9 +29,10 @@ pub use handle::{BalloonError, BalloonHandle, BalloonStatus};
 pub use pages::{PAGE, PageReturner};
 pub use stats::BalloonStats;
 
+use super::config_change::ConfigChange;
 use super::device::{
-    DeviceInterrupt, DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState,
-    StartError, VirtioDevice,
+    DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,
+    VirtioDevice,
 };
 use super::mailbox::{self, Mailbox};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain};
@@ -154,9 +154,7 @@ pub struct Balloon {
     timer: Timer,
     mailbox: Mailbox<Balloon>,
     queues: Vec<Option<Started>>,
-    interrupt: Option<Arc<dyn DeviceInterrupt>>,
-    /// The configuration changed while there was no driver to tell.
-    untold: bool,
+    change: ConfigChange,
     pages: Vec<u32>,
 }
 
@@ -193,8 +191,7 @@ impl Balloon {
             timer,
             mailbox,
             queues: std::iter::repeat_with(|| None).take(5).collect(),
-            interrupt: None,
-            untold: false,
+            change: ConfigChange::default(),
             pages: Vec::new(),
         };
         Ok((balloon, BalloonHandle { caller }))
@@ -202,7 +199,7 @@ impl Balloon {
 
     fn set_target(&mut self, pages: u32) {
         self.state.target_pages = pages;
-        self.config_changed();
+        self.change.announce();
     }
 
     fn status(&self) -> BalloonStatus {
@@ -249,15 +246,8 @@ impl Balloon {
     fn command_hinting(&mut self, command: u32) -> Result<(), BalloonError> {
         self.hinting()?;
         self.state.hinting.host_cmd = command;
-        self.config_changed();
+        self.change.announce();
         Ok(())
-    }
-
-    fn config_changed(&mut self) {
-        match &self.interrupt {
-            Some(interrupt) => interrupt.config_changed(),
-            None => self.untold = true,
-        }
     }
 
     fn config(&self) -> [u8; CONFIG_LEN as usize] {
@@ -369,7 +359,7 @@ impl Balloon {
             hinting.guest_cmd = Some(command);
             if ended && self.state.release {
                 hinting.host_cmd = CMD_DONE;
-                self.config_changed();
+                self.change.announce();
             }
             return 1;
         }
@@ -465,10 +455,7 @@ impl VirtioDevice for Balloon {
             queue,
             held: None,
         });
-        self.interrupt = Some(interrupt);
-        if std::mem::take(&mut self.untold) {
-            self.config_changed();
-        }
+        self.change.started(interrupt);
         Ok(())
     }
 
@@ -479,7 +466,7 @@ impl VirtioDevice for Balloon {
             started.queue.undo_pop(1);
         }
         if self.queues.iter().all(Option::is_none) {
-            self.interrupt = None;
+            self.change.stopped();
         }
         Some(started.queue.stop())
     }

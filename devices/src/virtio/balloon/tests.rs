@@ -82,14 +82,7 @@ impl Bench {
 
     /// Runs a call of the handle's while the device works.
     fn control<T: Send>(&self, call: impl FnOnce(&BalloonHandle) -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let caller = scope.spawn(|| call(&self.handle));
-            while !caller.is_finished() {
-                self.machine.device.pump();
-                std::thread::yield_now();
-            }
-            caller.join().unwrap()
-        })
+        self.machine.device.serve_while(|| call(&self.handle))
     }
 
     fn config(&self, at: u64) -> u32 {

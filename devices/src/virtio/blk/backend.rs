@@ -2,7 +2,9 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::path::Path;
 
+use super::DiskError;
 use crate::virtio::queue::GuestIo;
 
 /// Bytes of a sector: the unit of sizes and offsets.
@@ -51,8 +53,12 @@ pub enum Operation<'a> {
 pub trait DiskBackend: Send {
     /// What to call it in messages, for example its path.
     fn name(&self) -> String;
-    /// Size in bytes, whole sectors. Constant.
+    /// Size in bytes, whole sectors. Constant but for [`refresh`](Self::refresh).
     fn size(&self) -> u64;
+    /// If the bytes are those of the file at `path`, takes the file's size as it is now.
+    fn refresh(&mut self, _path: &Path) -> Option<Result<(), DiskError>> {
+        None
+    }
     /// Whether the bytes can change at all.
     fn writable(&self) -> bool;
     /// Does `operation` and returns how that went, or begins it and returns nothing.

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -120,18 +120,7 @@ impl FileDisk {
         let path = path.as_ref().to_owned();
         let file = open(&path, read_only)?;
         lock(&file, &path, read_only)?;
-        // Unlike the metadata's length this is right for block devices too.
-        let size = (&file).seek(SeekFrom::End(0));
-        let size = size.map_err(|cause| DiskError::Open {
-            path: path.clone(),
-            cause,
-        })?;
-        if size == 0 {
-            return Err(DiskError::Empty { path });
-        }
-        if !size.is_multiple_of(SECTOR) {
-            return Err(DiskError::Size { path, size });
-        }
+        let size = measure(&file, &path)?;
         let disk = Self {
             path,
             file,
@@ -208,6 +197,15 @@ impl DiskBackend for FileDisk {
         self.size
     }
 
+    fn refresh(&mut self, path: &Path) -> Option<Result<(), DiskError>> {
+        let (there, here) = (std::fs::metadata(path).ok()?, self.file.metadata().ok()?);
+        if (there.dev(), there.ino()) != (here.dev(), here.ino()) {
+            return None;
+        }
+        let measured = measure(&self.file, path);
+        Some(measured.map(|size| self.size = size))
+    }
+
     fn writable(&self) -> bool {
         !self.read_only
     }
@@ -252,6 +250,19 @@ fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {
         .custom_flags(exclusive)
         .open(path)
         .map_err(failed)
+}
+
+/// The size of an open disk.
+fn measure(file: &File, path: &Path) -> Result<u64, DiskError> {
+    let path = path.to_owned();
+    // Unlike the metadata's length this is right for block devices too.
+    let mut end = file;
+    match end.seek(SeekFrom::End(0)) {
+        Err(cause) => Err(DiskError::Open { path, cause }),
+        Ok(0) => Err(DiskError::Empty { path }),
+        Ok(size) if !size.is_multiple_of(SECTOR) => Err(DiskError::Size { path, size }),
+        Ok(size) => Ok(size),
+    }
 }
 
 /// Locks the whole file. The lock belongs to the open file, not to the process, so it also keeps two disks of one process

@@ -5,11 +5,13 @@
 
 mod backend;
 mod file;
+mod handle;
 mod request;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::path::Path;
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -18,10 +20,15 @@ use virtio_bindings::bindings::virtio_blk::{
 
 pub use backend::{DiskBackend, Operation, SECTOR, StaticDisk};
 pub use file::{DiskError, FileDisk};
+pub use handle::{BlockError, BlockHandle};
 
+use super::config_change::ConfigChange;
 use super::device::{DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice};
+use super::mailbox::{self, Mailbox};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain, Segments};
+use crate::limiter::{Limiter, LimiterChange, LimiterConfig};
 use crate::warn_guest;
+use handle::Refresh;
 use request::{Command, Limits, MAX_DISCARD, MAX_WRITE_ZEROES, SEG_MAX, SIZE_MAX, Status};
 
 /// Device type of virtio-blk.
@@ -33,6 +40,13 @@ const PHYSICAL_BLOCK_EXP: u8 = 3;
 /// Bytes of the configuration space, up to write_zeroes_may_unmap.
 const CONFIG_LEN: usize = 60;
 const DISCARD: u64 = 1 << VIRTIO_BLK_F_DISCARD;
+/// Event source: the backend has completed something.
+const COMPLETED: u32 = 0;
+/// Event source: what was not admitted may be now.
+const ADMIT: u32 = 1;
+/// Event source: a call from the control side.
+const CALL: u32 = 2;
+
 const WRITE_ZEROES: u64 = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
@@ -57,6 +71,14 @@ pub struct Block {
     slots: Vec<Slot>,
     free: Vec<u16>,
     segments: Segments,
+    change: ConfigChange,
+    control: Option<Control>,
+}
+
+/// What a disk has that can be changed while it runs.
+struct Control {
+    limiter: Limiter,
+    mailbox: Mailbox<Block>,
 }
 
 /// A request.
@@ -82,7 +104,73 @@ impl Block {
             slots: Vec::new(),
             free: Vec::new(),
             segments: Segments::new(),
+            change: ConfigChange::default(),
+            control: None,
         }
+    }
+
+    /// The disk with limits, and the way to it for whoever controls the VM. It fails only if the host has no descriptors to
+    /// give.
+    pub fn controlled(mut self, limits: LimiterConfig) -> io::Result<(Self, BlockHandle)> {
+        let (caller, mailbox) = mailbox::channel()?;
+        let limiter = Limiter::new(limits)?;
+        self.control = Some(Control { limiter, mailbox });
+        Ok((self, BlockHandle { caller }))
+    }
+
+    fn set_limits(&mut self, change: LimiterChange) {
+        if let Some(control) = &mut self.control {
+            control.limiter.change(change);
+        }
+        self.process_queue(0);
+    }
+
+    /// Measures the file at `path` anew, if it is the disk's.
+    fn refresh(&mut self, path: &Path) -> Result<(), Refresh> {
+        self.settle();
+        let refreshed = self.backend.refresh(path).ok_or(Refresh::Other {
+            read_only: self.read_only,
+        })?;
+        refreshed.map_err(Refresh::Failed)?;
+        self.resized();
+        Ok(())
+    }
+
+    fn replace(&mut self, backend: Box<dyn DiskBackend>) -> Result<(), BlockError> {
+        if self.backend.event().is_some() || backend.event().is_some() {
+            return Err(BlockError::Fixed(backend.name()));
+        }
+        if !self.read_only && !backend.writable() {
+            return Err(BlockError::ReadOnly(backend.name()));
+        }
+        self.settle();
+        self.backend = backend;
+        self.resized();
+        Ok(())
+    }
+
+    /// Answers what is in flight.
+    fn settle(&mut self) {
+        if let Some(mut queue) = self.queue.take() {
+            self.collect(&mut queue, true);
+            self.queue = Some(queue);
+        }
+    }
+
+    fn resized(&mut self) {
+        self.config = config_space(self.backend.size());
+        self.change.announce();
+    }
+
+    /// Whether the limits let `command` through now.
+    fn admits(&mut self, command: &Result<Command, Status>) -> bool {
+        let bytes = match command {
+            Ok(Command::Read { len, .. } | Command::Write { len, .. }) => u64::from(*len),
+            _ => 0,
+        };
+        self.control
+            .as_mut()
+            .is_none_or(|control| control.limiter.admit(bytes))
     }
 
     fn limits(&self) -> Limits {
@@ -114,8 +202,14 @@ impl Block {
             return false;
         }
         let limits = self.limits();
+        let command = Command::parse(&self.slots[usize::from(token)].chain, limits);
+        if !self.admits(&command) {
+            self.free.push(token);
+            queue.put_off();
+            return false;
+        }
         let slot = &mut self.slots[usize::from(token)];
-        match Command::parse(&slot.chain, limits) {
+        match command {
             Ok(Command::Id) => {
                 let room = (slot.chain.writable_len() - 1).min(20) as usize;
                 slot.chain.write_at(0, &self.serial[..room]);
@@ -241,7 +335,9 @@ impl VirtioDevice for Block {
             return Err(StartError::NoSuchQueue { index });
         }
         self.features = queue.features;
+        let interrupt = queue.interrupt.clone();
         self.queue = Some(DeviceQueue::new(index, queue, at)?);
+        self.change.started(interrupt);
         Ok(())
     }
 
@@ -253,11 +349,20 @@ impl VirtioDevice for Block {
         self.collect(&mut queue, true);
         self.slots.clear();
         self.free.clear();
+        if let Some(control) = &mut self.control {
+            control.limiter.forget();
+        }
+        self.change.stopped();
         Some(queue.stop())
     }
 
     fn process_queue(&mut self, index: u16) {
-        if index != 0 {
+        if index != 0
+            || self
+                .control
+                .as_ref()
+                .is_some_and(|control| control.limiter.waits())
+        {
             return;
         }
         if let Some(mut queue) = self.queue.take() {
@@ -267,17 +372,35 @@ impl VirtioDevice for Block {
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        self.backend
+        let completed = self
+            .backend
             .event()
-            .map(|fd| EventSource { fd, token: 0 })
-            .into_iter()
-            .collect()
+            .map(|fd| EventSource { fd, token: COMPLETED });
+        let control = self.control.iter();
+        let control =
+            control.flat_map(|control| [control.limiter.source(ADMIT), control.mailbox.source(CALL)]);
+        completed.into_iter().chain(control).collect()
     }
 
-    fn process_event(&mut self, _: u32) {
-        if let Some(mut queue) = self.queue.take() {
-            self.collect(&mut queue, false);
-            self.queue = Some(queue);
+    fn process_event(&mut self, token: u32) {
+        let admits = match (token, &mut self.control) {
+            (ADMIT, Some(control)) => control.limiter.rang(),
+            _ => false,
+        };
+        match (token, &mut self.control) {
+            (COMPLETED, _) => {
+                if let Some(mut queue) = self.queue.take() {
+                    self.collect(&mut queue, false);
+                    self.queue = Some(queue);
+                }
+            }
+            (ADMIT, _) if admits => self.process_queue(0),
+            (CALL, Some(control)) => {
+                for call in control.mailbox.calls() {
+                    call(self);
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -1,3 +1,4 @@
+mod control;
 mod requests;
 
 use std::collections::VecDeque;

@@ -52,6 +52,18 @@ impl LocalHandle {
         }
     }
 
+    /// Runs `call` on a thread of its own, as the control side does, while the device works.
+    pub fn serve_while<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let caller = scope.spawn(call);
+            while !caller.is_finished() {
+                self.pump();
+                std::thread::yield_now();
+            }
+            caller.join().expect("the call returns")
+        })
+    }
+
     /// Calls every entry of the device without a reason, which must be harmless.
     pub fn poke(&self) {
         let mut local = self.lock();

@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod backend;
+mod handle;
 mod header;
 mod receive;
 mod tap;
@@ -32,13 +33,16 @@ use virtio_bindings::bindings::virtio_net::{
 };
 
 pub use backend::NetBackend;
+pub use handle::NetHandle;
 pub use header::{HEADER, Header};
 pub use tap::{Tap, TapError};
 
 use super::device::{
     DeviceInterrupt, DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice,
 };
+use super::mailbox::{self, Mailbox};
 use super::queue::RING_FEATURES;
+use crate::limiter::{Limiter, LimiterChange, LimiterConfig};
 use receive::{Received, Receiver};
 use transmit::Transmitter;
 
@@ -49,8 +53,14 @@ const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 const CONFIG_LEN: usize = 12;
 const STATUS: usize = 6;
-/// The one event source: the backend's descriptor.
+/// Event source: the backend's descriptor.
 const BACKEND: u32 = 0;
+/// Event source: the next frame may be received.
+const ADMIT_RECEIVE: u32 = 1;
+/// Event source: the next frame may be sent.
+const ADMIT_TRANSMIT: u32 = 2;
+/// Event source: a call from the control side.
+const CALL: u32 = 3;
 /// Smallest MTU that a driver accepts.
 const MIN_MTU: u16 = 68;
 
@@ -61,6 +71,14 @@ pub struct Net {
     receiver: Option<Receiver>,
     transmitter: Option<Transmitter>,
     interrupt: Option<Arc<dyn DeviceInterrupt>>,
+    control: Option<Control>,
+}
+
+/// What a card has that can be changed while it runs.
+struct Control {
+    receive: Limiter,
+    transmit: Limiter,
+    mailbox: Mailbox<Net>,
 }
 
 impl Net {
@@ -78,7 +96,33 @@ impl Net {
             receiver: None,
             transmitter: None,
             interrupt: None,
+            control: None,
         }
+    }
+
+    /// The card with limits to what the guest receives and sends, and the way to it for whoever controls the VM. It fails only
+    /// if the host has no descriptors to give.
+    pub fn controlled(
+        mut self,
+        receive: LimiterConfig,
+        transmit: LimiterConfig,
+    ) -> io::Result<(Self, NetHandle)> {
+        let (caller, mailbox) = mailbox::channel()?;
+        self.control = Some(Control {
+            receive: Limiter::new(receive)?,
+            transmit: Limiter::new(transmit)?,
+            mailbox,
+        });
+        Ok((self, NetHandle { caller }))
+    }
+
+    fn set_limits(&mut self, receive: LimiterChange, transmit: LimiterChange) {
+        if let Some(control) = &mut self.control {
+            control.receive.change(receive);
+            control.transmit.change(transmit);
+        }
+        self.receive();
+        self.transmit();
     }
 
     /// The backend is gone and will not come back: the guest sees its cable pulled.
@@ -95,7 +139,8 @@ impl Net {
         let Some(receiver) = &mut self.receiver else {
             return;
         };
-        let Received::Failed(cause) = receiver.run(&mut *self.backend) else {
+        let limiter = self.control.as_mut().map(|control| &mut control.receive);
+        let Received::Failed(cause) = receiver.run(&mut *self.backend, limiter) else {
             return;
         };
         // What a tap says when its interface was deleted.
@@ -109,7 +154,8 @@ impl Net {
 
     fn transmit(&mut self) {
         if let Some(transmitter) = &mut self.transmitter {
-            transmitter.run(&mut *self.backend);
+            let limiter = self.control.as_mut().map(|control| &mut control.transmit);
+            transmitter.run(&mut *self.backend, limiter);
         }
     }
 }
@@ -176,8 +222,18 @@ impl VirtioDevice for Net {
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
         match index {
-            RECEIVE => self.receiver.take().map(Receiver::stop),
-            TRANSMIT => self.transmitter.take().map(Transmitter::stop),
+            RECEIVE => {
+                if let Some(control) = &mut self.control {
+                    control.receive.forget();
+                }
+                self.receiver.take().map(Receiver::stop)
+            }
+            TRANSMIT => {
+                if let Some(control) = &mut self.control {
+                    control.transmit.forget();
+                }
+                self.transmitter.take().map(Transmitter::stop)
+            }
             _ => None,
         }
     }
@@ -191,19 +247,42 @@ impl VirtioDevice for Net {
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        vec![EventSource {
+        let backend = EventSource {
             fd: self.backend.fd().as_raw_fd(),
             token: BACKEND,
-        }]
+        };
+        let control = self.control.iter().flat_map(|control| {
+            [
+                control.receive.source(ADMIT_RECEIVE),
+                control.transmit.source(ADMIT_TRANSMIT),
+                control.mailbox.source(CALL),
+            ]
+        });
+        std::iter::once(backend).chain(control).collect()
     }
 
     fn process_event(&mut self, token: u32) {
-        if token == BACKEND {
-            // Edges do not say which of the two.
-            self.receive();
-            if self.transmitter.as_ref().is_some_and(Transmitter::is_blocked) {
-                self.transmit();
+        let admits = match (token, &mut self.control) {
+            (ADMIT_RECEIVE, Some(control)) => control.receive.rang(),
+            (ADMIT_TRANSMIT, Some(control)) => control.transmit.rang(),
+            _ => false,
+        };
+        match (token, &mut self.control) {
+            (BACKEND, _) => {
+                // Edges do not say which of the two.
+                self.receive();
+                if self.transmitter.as_ref().is_some_and(Transmitter::is_blocked) {
+                    self.transmit();
+                }
             }
+            (ADMIT_RECEIVE, _) if admits => self.receive(),
+            (ADMIT_TRANSMIT, _) if admits => self.transmit(),
+            (CALL, Some(control)) => {
+                for call in control.mailbox.calls() {
+                    call(self);
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -17,6 +17,7 @@ use virtio_bindings::bindings::virtio_net::{
 
 use super::backend::NetBackend;
 use super::header::{HEADER, LONGEST, NUM_BUFFERS};
+use crate::limiter::Limiter;
 use crate::virtio::device::{QueueResources, QueueState, StartError};
 use crate::virtio::queue::{Datagram, DeviceQueue, RequestChain, Segments};
 use crate::{Memory, warn_guest};
@@ -46,8 +47,10 @@ pub(super) struct Receiver {
     /// For reuse.
     unused: Vec<RequestChain>,
     spill: Box<[u8]>,
-    /// A frame that waits for more buffers; its first part is in those that were taken, the rest in `spill`.
+    /// A frame that waits for more buffers, or until the limits let it through; its first part is in those that were taken, the rest in `spill`.
     held: Option<Datagram>,
+    /// The limits let it through already.
+    admitted: bool,
     /// Most buffers that the driver ever had posted at once.
     most_posted: u16,
 }
@@ -86,6 +89,7 @@ impl Receiver {
             unused: Vec::new(),
             spill: vec![0; MOST].into_boxed_slice(),
             held: None,
+            admitted: false,
             most_posted: 0,
         })
     }
@@ -98,15 +102,18 @@ impl Receiver {
     }
 
     /// Moves frames until there are none, or no buffers, or others should have their turn.
-    pub(super) fn run(&mut self, backend: &mut dyn NetBackend) -> Received {
+    pub(super) fn run(&mut self, backend: &mut dyn NetBackend, limiter: Option<&mut Limiter>) -> Received {
+        if limiter.as_ref().is_some_and(|limiter| limiter.waits()) {
+            return Received::Idle;
+        }
         self.most_posted = self.most_posted.max(self.queue.posted());
         self.queue.disable_kicks();
-        let result = self.move_frames(backend);
+        let result = self.move_frames(backend, limiter);
         self.queue.signal();
         result
     }
 
-    fn move_frames(&mut self, backend: &mut dyn NetBackend) -> Received {
+    fn move_frames(&mut self, backend: &mut dyn NetBackend, mut limiter: Option<&mut Limiter>) -> Received {
         for _ in 0..BUDGET {
             self.take(if self.long > 0 { MOST } else { self.short });
             if self.taken.is_empty() || self.held.is_some_and(|frame| !self.has_room(frame)) {
@@ -126,7 +133,14 @@ impl Receiver {
                     Err(cause) => return Received::Failed(cause),
                 },
             };
+            if let (Some(limiter), false) = (&mut limiter, self.admitted)
+                && !limiter.admit(frame.len.saturating_sub(HEADER) as u64)
+            {
+                self.held = Some(frame);
+                return Received::Idle;
+            }
             self.place(frame);
+            self.admitted = self.held.is_some();
         }
         self.queue.kick_again();
         Received::Idle

@@ -14,6 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::header::LONGEST;
 use super::*;
+use crate::limiter::BucketConfig;
 use crate::virtio::conformance::ring::{Part, Ring};
 use crate::virtio::conformance::{self, BUFFERS, Machine, NEEDS_RESET, Request, Subject, VERSION_1};
 use crate::virtio::queue::{Datagram, GuestIo};
@@ -132,7 +133,8 @@ fn received(machine: &Machine, ring: &mut Ring, mut number: usize) -> Option<(u1
     Some((count, frame))
 }
 
-fn subject() -> Subject {
+/// A card made of what `wrap` makes of one, and frames that it sends.
+fn subject(wrap: fn(Net) -> Net) -> Subject {
     let end: Arc<Mutex<Option<End>>> = Arc::default();
     let (made, prepared, verified) = (end.clone(), end.clone(), end);
     let frame = |number: u32| (0..60).map(|at| at ^ number as u8).collect::<Vec<u8>>();
@@ -140,7 +142,7 @@ fn subject() -> Subject {
         make: Box::new(move || {
             let (net, end) = card();
             *made.lock().unwrap() = Some(end);
-            Box::new(net)
+            Box::new(wrap(net))
         }),
         request: Request {
             queue: TRANSMIT,
@@ -172,7 +174,7 @@ fn subject() -> Subject {
 
 #[test]
 fn conforms() {
-    conformance::run(&subject());
+    conformance::run(&subject(|net| net));
 }
 
 proptest! {
@@ -191,6 +193,59 @@ proptest! {
         }
         conformance::fuzz_queue(Box::new(net), &data);
     }
+}
+
+fn limits(frames: u64, refill_ms: u64) -> LimiterConfig {
+    let ops = BucketConfig {
+        size: frames,
+        refill_ms,
+        burst: 0,
+    };
+    LimiterConfig {
+        bandwidth: None,
+        ops: Some(ops),
+    }
+}
+
+#[test]
+fn conforms_with_limits() {
+    conformance::run(&subject(|net| {
+        net.controlled(limits(3, 1), limits(3, 1)).unwrap().0
+    }));
+}
+
+#[test]
+fn frames_beyond_the_limits_wait_and_none_is_lost() {
+    let (net, end) = card();
+    let (net, handle) = net.controlled(limits(2, 40), limits(3, 40)).unwrap();
+    let machine = Machine::new(Box::new(net));
+    let mut rings = machine.bring_up(MERGEABLE).into_iter();
+    let (mut receive, mut transmit) = (rings.next().unwrap(), rings.next().unwrap());
+    post(&machine, &mut receive, 0..10, 0x1000);
+    let start = std::time::Instant::now();
+    let frames: Vec<_> = (0..6).map(|number| end.give(number, 200)).collect();
+    machine.device.pump();
+    assert_eq!(receive.used_index(), 2);
+    machine.device.wait(|| receive.used_index() == 6);
+    assert!(start.elapsed().as_millis() >= 80, "four more at 20 ms each");
+    for (number, frame) in frames.into_iter().enumerate() {
+        assert_eq!(received(&machine, &mut receive, number), Some((1, frame)));
+    }
+    for _ in 0..6 {
+        transmit.add(&[Part::Read(at(2), 100)]);
+    }
+    machine.notify(TRANSMIT);
+    assert_eq!(transmit.used_index(), 3);
+    let unlimited = LimiterConfig {
+        bandwidth: None,
+        ops: Some(BucketConfig::default()),
+    };
+    machine
+        .device
+        .serve_while(|| handle.set_limits(LimiterConfig::default(), unlimited))
+        .unwrap();
+    assert_eq!(transmit.used_index(), 6);
+    assert_eq!(std::iter::from_fn(|| end.take()).count(), 6);
 }
 
 #[test]

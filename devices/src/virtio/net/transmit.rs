@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::backend::NetBackend;
 use super::header::{HEADER, Header};
+use crate::limiter::Limiter;
 use crate::virtio::device::{QueueResources, QueueState, StartError};
 use crate::virtio::queue::{DeviceQueue, RequestChain, Segments};
 use crate::{Memory, warn_guest};
@@ -27,6 +28,8 @@ pub(super) struct Transmitter {
     features: u64,
     /// A frame waits until the backend is writable.
     blocked: bool,
+    /// The limits let it through already.
+    admitted: bool,
 }
 
 impl Transmitter {
@@ -45,6 +48,7 @@ impl Transmitter {
             segments: Segments::new(),
             features,
             blocked: false,
+            admitted: false,
         })
     }
 
@@ -58,14 +62,17 @@ impl Transmitter {
     }
 
     /// Sends frames until there are none, or the backend takes no more, or others should have their turn.
-    pub(super) fn run(&mut self, backend: &mut dyn NetBackend) {
+    pub(super) fn run(&mut self, backend: &mut dyn NetBackend, limiter: Option<&mut Limiter>) {
+        if limiter.as_ref().is_some_and(|limiter| limiter.waits()) {
+            return;
+        }
         self.blocked = false;
         self.queue.disable_kicks();
-        self.move_frames(backend);
+        self.move_frames(backend, limiter);
         self.queue.signal();
     }
 
-    fn move_frames(&mut self, backend: &mut dyn NetBackend) {
+    fn move_frames(&mut self, backend: &mut dyn NetBackend, mut limiter: Option<&mut Limiter>) {
         let mut budget = BUDGET;
         while budget > 0 {
             if !self.queue.pop(&mut self.chain) {
@@ -76,10 +83,18 @@ impl Transmitter {
                 continue;
             }
             budget = budget.saturating_sub(1 + self.chain.readable_len() / BUDGET_BYTES);
+            if let (Some(limiter), false) = (&mut limiter, self.admitted)
+                && !limiter.admit(self.chain.readable_len().saturating_sub(HEADER as u32).into())
+            {
+                self.queue.undo_pop(1);
+                return;
+            }
+            self.admitted = false;
             match self.send(backend) {
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
                     self.queue.undo_pop(1);
                     self.blocked = true;
+                    self.admitted = true;
                     return;
                 }
                 Ok(()) => {}

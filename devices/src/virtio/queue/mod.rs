@@ -68,6 +68,8 @@ pub struct DeviceQueue {
     kick: EventFd,
     interrupt: Arc<dyn DeviceInterrupt>,
     broken: bool,
+    /// The device wants no more in this turn, though there is more.
+    put_off: bool,
     /// What is left of [`DRAIN_BUDGET`] in this turn.
     budget: u32,
     /// For [`DeviceQueue::drain`], which hands it out by reference.
@@ -111,6 +113,7 @@ impl DeviceQueue {
             kick,
             interrupt,
             broken: false,
+            put_off: false,
             budget: 0,
         })
     }
@@ -161,9 +164,13 @@ impl DeviceQueue {
     /// what it wants and returns false when it found nothing to take.
     pub fn drain_by(&mut self, mut step: impl FnMut(&mut Self) -> bool) {
         self.budget = DRAIN_BUDGET;
+        self.put_off = false;
         self.disable_kicks();
         loop {
             while self.budget > 0 && step(self) {}
+            if self.put_off {
+                break;
+            }
             if self.budget == 0 {
                 // More may be there: come back by our own notification, after the others had their turn.
                 self.kick_again();
@@ -220,6 +227,13 @@ impl DeviceQueue {
     pub fn undo_pop(&mut self, count: u16) {
         self.queue
             .set_next_avail(self.queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Puts the request that was just taken back, and takes no more in this turn of [`drain_by`](Self::drain_by): the device
+    /// comes back by itself when it can serve it.
+    pub fn put_off(&mut self) {
+        self.undo_pop(1);
+        self.put_off = true;
     }
 
     /// Gives a request back, with `written` bytes written to it, and lets the driver see it.

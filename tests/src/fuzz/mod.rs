@@ -167,6 +167,7 @@ free_page_hinting = true
 path = "disk.img"
 read_only = true
 serial = "data"
+rate_limit = { bandwidth = { size = "1M", refill_ms = 10, burst = 5 }, ops = { size = 7 } }
 
 [[nets]]
 tap = "tap0"

@@ -3,8 +3,10 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use berth_tests::invocation::script;
+use berth_tests::tools;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -60,6 +62,32 @@ fn a_guest_reads_and_writes_disks_byte_for_byte() {
         fs::read(&read_only).unwrap() == pattern(2 * MIB, 1),
         "a read-only disk was written"
     );
+}
+
+#[test]
+fn a_limit_slows_a_disk_down_and_changes_no_byte() {
+    let (_folder, path) = disk(1);
+    let mut running = script(
+        "echo begin
+         dd if=/dev/vdb of=/tmp/data bs=256k count=2 2>/dev/null
+         echo end
+         sha256sum </tmp/data",
+    )
+    .args(["--disk", &format!("{},ro,bandwidth=256K", path.display())])
+    .start();
+    running.wait_for("begin");
+    let begin = Instant::now();
+    running.wait_for("end");
+    // One bucket is there, the other takes a second to fill. Of that the guest's own start has taken a little.
+    assert!(
+        begin.elapsed() >= Duration::from_millis(700),
+        "{:?}",
+        begin.elapsed()
+    );
+    let outcome = running.finish();
+    let sum = tools::feed("sha256sum", [] as [&str; 0], &pattern(MIB / 2, 1));
+    let sum = String::from_utf8_lossy(&sum.stdout).into_owned();
+    assert!(outcome.out().contains(&sum), "{outcome}");
 }
 
 #[test]

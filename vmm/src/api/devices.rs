@@ -105,7 +105,7 @@ pub(crate) fn put_drive(scene: &mut Scene<'_>, id: &str, drive: Drive) -> Result
             id: Some(id.to_owned()),
             path,
             read_only: drive.is_read_only,
-            serial: None,
+            ..DiskSpec::default()
         };
         let at = spec.disks.iter().position(|disk| disk.id.as_deref() == Some(id));
         match (at, drive.is_root_device) {
@@ -196,6 +196,7 @@ pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) ->
             id: Some(id.to_owned()),
             tap: net.host_dev_name,
             mac: net.guest_mac,
+            ..NetSpec::default()
         };
         match spec.nets.iter_mut().find(|net| net.id.as_deref() == Some(id)) {
             Some(own) => *own = net,

@@ -138,15 +138,16 @@ pub struct RunArgs {
 
     /// A raw image file or block device as a disk; repeatable
     ///
-    /// `ro` makes it read-only; `serial` is the number that the guest reads, at most 20 characters. Write a comma in a name
-    /// twice.
-    #[arg(long, value_name = "PATH[,ro][,serial=NAME]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
+    /// `ro` makes it read-only; `serial` is the number that the guest reads, at most 20 characters. `bandwidth` and `ops` limit
+    /// bytes and requests a second. Write a comma in a name twice.
+    #[arg(long, value_name = "PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
     pub disk: Vec<DiskSpec>,
 
     /// A network interface on a tap of the host; repeatable
     ///
     /// The tap must exist: ip tuntap add tap0 mode tap user $USER. Without a mac Berth makes one.
-    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
+    /// `bandwidth` and `ops` limit bytes and frames a second, either way.
+    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
     pub net: Vec<NetSpec>,
 
     /// A balloon, through which the guest gives memory back

@@ -212,6 +212,8 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         nets,
         balloon,
         rng,
+        // Only files have it.
+        rng_rate_limit: _,
         serial,
         timeout,
         assist,

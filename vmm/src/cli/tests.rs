@@ -52,19 +52,19 @@ fn each_flag_fills_its_field() {
                 id: None,
                 path: "a".into(),
                 read_only: true,
-                serial: None,
+                ..DiskSpec::default()
             },
             DiskSpec {
                 id: None,
                 path: "b".into(),
-                read_only: false,
                 serial: Some("x".to_owned()),
+                ..DiskSpec::default()
             },
         ],
         nets: vec![NetSpec {
             id: None,
             tap: "t".to_owned(),
-            mac: None,
+            ..NetSpec::default()
         }],
         balloon: Some(BalloonSpec {
             target: ByteSize(64 << 20),
@@ -72,6 +72,7 @@ fn each_flag_fills_its_field() {
             ..BalloonSpec::default()
         }),
         rng: false,
+        rng_rate_limit: None,
         serial: SerialSpec::File("log".into()),
         timeout: Some(5),
         assist: false,
@@ -99,8 +100,7 @@ fn flags_override_the_file_and_a_list_replaces_the_files_list() {
         [DiskSpec {
             id: None,
             path: "c".into(),
-            read_only: false,
-            serial: None
+            ..DiskSpec::default()
         }]
     );
     assert_eq!(spec(["--config", config]).disks[0].path, folder.path().join("a"));
@@ -137,11 +137,11 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--disk", ""],
-            "disk: \"\" names no file; write it as PATH[,ro][,serial=NAME]",
+            "disk: \"\" names no file; write it as PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--net", "mac=x"],
-            "net: \"mac=x\" names no tap; write it as tap=NAME[,mac=ADDRESS]",
+            "net: \"mac=x\" names no tap; write it as tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--serial", "stdout"],
@@ -264,7 +264,13 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .map(|text| format!("--cmdline-base={text}")),
     );
     words.extend(spec.timeout.map(|seconds| format!("--timeout={seconds}")));
+    if spec.rng_rate_limit.is_some() {
+        return None;
+    }
     for disk in &spec.disks {
+        if disk.rate_limit.is_some() {
+            return None;
+        }
         let ro = if disk.read_only { ",ro" } else { "" };
         let serial = disk
             .serial
@@ -273,6 +279,9 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
         words.push(format!("--disk={}{ro}{serial}", double(&path(&disk.path)?)));
     }
     for net in &spec.nets {
+        if net.rx_rate_limit.is_some() || net.tx_rate_limit.is_some() {
+            return None;
+        }
         let mac = net
             .mac
             .as_ref()

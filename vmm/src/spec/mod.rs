@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 mod balloon;
 mod file;
+mod limit;
 mod options;
 mod serial;
 mod size;
@@ -20,6 +21,7 @@ mod validate;
 pub use balloon::BalloonSpec;
 pub(crate) use file::json;
 pub use file::{FileError, Format, ParseError, parse, read};
+pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
 pub use options::OptionError;
 pub use size::{ByteSize, SizeError};
 pub use validate::{Fault, Limits, MEMORY_MIN, ValidSpec, validate};
@@ -59,6 +61,9 @@ pub struct VmSpec {
     pub balloon: Option<BalloonSpec>,
     /// Whether the guest has a source of entropy (virtio-rng).
     pub rng: bool,
+    /// Limits to the source of entropy.
+    #[serde(deserialize_with = "table::optional")]
+    pub rng_rate_limit: Option<RateLimitSpec>,
     /// Where the first serial port leads.
     pub serial: SerialSpec,
     /// Seconds after which a guest that still runs is ended as hung; 0 or nothing means never.
@@ -83,6 +88,7 @@ impl Default for VmSpec {
             nets: Vec::new(),
             balloon: None,
             rng: true,
+            rng_rate_limit: None,
             serial: SerialSpec::Stdio,
             timeout: None,
             assist: true,
@@ -137,7 +143,7 @@ pub enum Entry {
 }
 
 /// A disk (virtio-blk).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
     /// What the API calls it.
@@ -152,10 +158,13 @@ pub struct DiskSpec {
     #[schemars(length(max = 20))]
     #[serde(default)]
     pub serial: Option<String>,
+    /// Limits to reading and writing.
+    #[serde(default, deserialize_with = "table::optional")]
+    pub rate_limit: Option<RateLimitSpec>,
 }
 
 /// A network interface (virtio-net).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
     /// What the API calls it.
@@ -167,6 +176,12 @@ pub struct NetSpec {
     /// The guest's hardware address, as `02:00:00:00:00:01`; without it Berth makes one.
     #[serde(default)]
     pub mac: Option<String>,
+    /// Limits to what the guest receives.
+    #[serde(default, deserialize_with = "table::optional")]
+    pub rx_rate_limit: Option<RateLimitSpec>,
+    /// Limits to what the guest sends.
+    #[serde(default, deserialize_with = "table::optional")]
+    pub tx_rate_limit: Option<RateLimitSpec>,
 }
 
 impl NetSpec {

@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use super::limit::FlagLimit;
 use super::{DiskSpec, NetSpec, SerialSpec, SizeError};
 
 /// Why a flag's short form cannot be read.
@@ -40,6 +41,9 @@ pub enum OptionError {
     /// A size that is none.
     #[error(transparent)]
     Size(SizeError),
+    /// A number that is none.
+    #[error("{0:?} is not a number; give a whole number")]
+    Number(String),
     /// Seconds that are none.
     #[error("{0:?} is not a number of seconds; give a whole number")]
     Seconds(String),
@@ -48,12 +52,12 @@ pub enum OptionError {
     Serial(String),
 }
 
-const DISK_FORM: &str = "PATH[,ro][,serial=NAME]";
-const NET_FORM: &str = "tap=NAME[,mac=ADDRESS]";
+const DISK_FORM: &str = "PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]";
+const NET_FORM: &str = "tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]";
 const SERIAL_FORM: &str = "stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER";
 
 impl DiskSpec {
-    /// Reads `PATH[,ro][,serial=NAME]`.
+    /// Reads `PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]`.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
         let mut parts = split(text).into_iter();
         let path = PathBuf::from(parts.next().unwrap_or_default());
@@ -64,9 +68,13 @@ impl DiskSpec {
                 form: DISK_FORM,
             });
         }
-        let (mut read_only, mut serial) = (false, None);
+        let (mut read_only, mut serial, mut limit) = (false, None, FlagLimit::default());
         for part in parts {
-            match key_value(&part) {
+            let (key, value) = key_value(&part);
+            if limit.take(key, value)? {
+                continue;
+            }
+            match (key, value) {
                 (b"ro", None) if read_only => return Err(OptionError::Twice("ro")),
                 (b"ro", None) => read_only = true,
                 (b"serial", Some(value)) => set(&mut serial, value, "serial")?,
@@ -83,16 +91,21 @@ impl DiskSpec {
             path,
             read_only,
             serial,
+            rate_limit: limit.finish(),
         })
     }
 }
 
 impl NetSpec {
-    /// Reads `tap=NAME[,mac=ADDRESS]`.
+    /// Reads `tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]`; the limits hold for either direction.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
-        let (mut tap, mut mac) = (None, None);
+        let (mut tap, mut mac, mut limit) = (None, None, FlagLimit::default());
         for part in split(text) {
-            match key_value(&part) {
+            let (key, value) = key_value(&part);
+            if limit.take(key, value)? {
+                continue;
+            }
+            match (key, value) {
                 (b"tap", Some(value)) => set(&mut tap, value, "tap")?,
                 (b"mac", Some(value)) => set(&mut mac, value, "mac")?,
                 (b"", None) => {}
@@ -109,10 +122,13 @@ impl NetSpec {
             what: "tap",
             form: NET_FORM,
         };
+        let limit = limit.finish();
         Ok(Self {
             id: None,
             tap: tap.ok_or_else(missing)?,
             mac,
+            rx_rate_limit: limit.clone(),
+            tx_rate_limit: limit,
         })
     }
 }
@@ -177,21 +193,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::spec::{BandwidthSpec, ByteSize, OpsSpec, RateLimitSpec};
 
     fn disk(path: &str, read_only: bool, serial: Option<&str>) -> DiskSpec {
         DiskSpec {
-            id: None,
             path: path.into(),
             read_only,
             serial: serial.map(str::to_owned),
+            ..DiskSpec::default()
         }
     }
 
     fn net(tap: &str, mac: Option<&str>) -> NetSpec {
         NetSpec {
-            id: None,
             tap: tap.to_owned(),
             mac: mac.map(str::to_owned),
+            ..NetSpec::default()
         }
     }
 
@@ -220,6 +237,40 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_so_much_a_second_and_either_way() {
+        let limit = RateLimitSpec {
+            bandwidth: Some(BandwidthSpec {
+                size: ByteSize(10 << 20),
+                refill_ms: 1000,
+                burst: ByteSize(0),
+            }),
+            ops: Some(OpsSpec {
+                size: 500,
+                refill_ms: 1000,
+                burst: 0,
+            }),
+        };
+        let disk = DiskSpec::from_option("a,ops=500,ro,bandwidth=10M".as_ref()).unwrap();
+        assert_eq!((disk.read_only, disk.rate_limit), (true, Some(limit.clone())));
+        let net = NetSpec::from_option("bandwidth=10M,tap=t,ops=500".as_ref()).unwrap();
+        assert_eq!(
+            (net.rx_rate_limit, net.tx_rate_limit),
+            (Some(limit.clone()), Some(limit))
+        );
+        for (text, expected) in [
+            ("a,ops=x", "\"x\" is not a number; give a whole number"),
+            ("a,ops=1,ops=1", "the option ops is given twice; give it once"),
+            (
+                "a,bandwidth=",
+                "\"\" is not a size; write a whole number, alone or with K, M, G or T behind it, as in 512M",
+            ),
+        ] {
+            let error = DiskSpec::from_option(text.as_ref()).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
     fn places_for_the_serial_port() {
         for (text, expected) in [
             ("stdio", SerialSpec::Stdio),
@@ -241,33 +292,36 @@ mod tests {
         for (sentence, expected) in [
             (
                 disk(""),
-                "\"\" names no file; write it as PATH[,ro][,serial=NAME]",
+                "\"\" names no file; write it as PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 disk(",ro"),
-                "\",ro\" names no file; write it as PATH[,ro][,serial=NAME]",
+                "\",ro\" names no file; write it as PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 disk("a,rw"),
-                "unknown option \"rw\"; it takes PATH[,ro][,serial=NAME], and a comma that is part of a name is written twice",
+                "unknown option \"rw\"; it takes PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (
                 disk("a,ro=1"),
-                "unknown option \"ro=1\"; it takes PATH[,ro][,serial=NAME], and a comma that is part of a name is written twice",
+                "unknown option \"ro=1\"; it takes PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (disk("a,ro,ro"), "the option ro is given twice; give it once"),
             (
                 disk("a,serial=1,serial=2"),
                 "the option serial is given twice; give it once",
             ),
-            (net(""), "\"\" names no tap; write it as tap=NAME[,mac=ADDRESS]"),
+            (
+                net(""),
+                "\"\" names no tap; write it as tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
+            ),
             (
                 net("mac=x"),
-                "\"mac=x\" names no tap; write it as tap=NAME[,mac=ADDRESS]",
+                "\"mac=x\" names no tap; write it as tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("tap0"),
-                "unknown option \"tap0\"; it takes tap=NAME[,mac=ADDRESS], and a comma that is part of a name is written twice",
+                "unknown option \"tap0\"; it takes tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (
                 serial("stdout"),

@@ -8,7 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{BalloonSpec, DiskSpec, NetSpec};
+use super::{BalloonSpec, BandwidthSpec, DiskSpec, NetSpec, OpsSpec, RateLimitSpec};
 
 /// What a table describes, for the one who wrote something else.
 pub(super) trait Described {
@@ -26,6 +26,18 @@ impl Described for NetSpec {
 
 impl Described for BalloonSpec {
     const WHAT: &str = "a balloon; give a table, which may be empty";
+}
+
+impl Described for RateLimitSpec {
+    const WHAT: &str = "a limit; give a table with bandwidth or ops";
+}
+
+impl Described for BandwidthSpec {
+    const WHAT: &str = "a limit in bytes; give a table with its size";
+}
+
+impl Described for OpsSpec {
+    const WHAT: &str = "a limit in operations; give a table with its size";
 }
 
 /// Reads a table, or nothing.

@@ -4,22 +4,49 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Mostly no limit, which flags can say too.
+fn limit() -> impl Strategy<Value = Option<RateLimitSpec>> {
+    let number = || 0..=i64::MAX as u64;
+    let bandwidth =
+        (any::<u64>(), number(), any::<u64>()).prop_map(|(size, refill_ms, burst)| BandwidthSpec {
+            size: ByteSize(size),
+            refill_ms,
+            burst: ByteSize(burst),
+        });
+    let ops = (number(), number(), number()).prop_map(|(size, refill_ms, burst)| OpsSpec {
+        size,
+        refill_ms,
+        burst,
+    });
+    let limits = (proptest::option::of(bandwidth), proptest::option::of(ops));
+    let limits = limits.prop_map(|(bandwidth, ops)| RateLimitSpec { bandwidth, ops });
+    proptest::option::weighted(0.1, limits)
+}
+
 fn disk() -> impl Strategy<Value = DiskSpec> {
-    (".{1,20}", any::<bool>(), proptest::option::of("[ -~]{0,20}")).prop_map(|(path, read_only, serial)| {
-        DiskSpec {
-            id: None,
-            path: path.into(),
-            read_only,
-            serial,
-        }
+    let fields = (
+        ".{1,20}",
+        any::<bool>(),
+        proptest::option::of("[ -~]{0,20}"),
+        limit(),
+    );
+    fields.prop_map(|(path, read_only, serial, rate_limit)| DiskSpec {
+        id: None,
+        path: path.into(),
+        read_only,
+        serial,
+        rate_limit,
     })
 }
 
 fn net() -> impl Strategy<Value = NetSpec> {
-    ("[a-z0-9]{1,15}", proptest::option::of("02(:[0-9a-f]{2}){5}")).prop_map(|(tap, mac)| NetSpec {
+    let mac = proptest::option::of("02(:[0-9a-f]{2}){5}");
+    ("[a-z0-9]{1,15}", mac, limit(), limit()).prop_map(|(tap, mac, rx_rate_limit, tx_rate_limit)| NetSpec {
         id: None,
         tap,
         mac,
+        rx_rate_limit,
+        tx_rate_limit,
     })
 }
 
@@ -57,11 +84,11 @@ prop_compose! {
         cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        balloon in proptest::option::of(balloon()), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
+        rng_rate_limit in limit(), balloon in proptest::option::of(balloon()), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
     ) -> VmSpec {
         VmSpec {
             cpus, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, cmdline_base, command, disks, nets, balloon, rng, serial, timeout, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, nets, balloon, rng, rng_rate_limit, serial, timeout, assist,
         }
     }
 }
@@ -85,9 +112,9 @@ proptest! {
 fn a_hardware_address_is_six_bytes_in_hexadecimal() {
     let read = |mac: &str| {
         NetSpec {
-            id: None,
             tap: String::new(),
             mac: Some(mac.to_owned()),
+            ..NetSpec::default()
         }
         .mac_address()
     };
@@ -105,9 +132,8 @@ fn a_hardware_address_is_six_bytes_in_hexadecimal() {
     }
     assert_eq!(
         NetSpec {
-            id: None,
             tap: String::new(),
-            mac: None
+            ..NetSpec::default()
         }
         .mac_address(),
         None
@@ -122,7 +148,15 @@ fn the_schema_describes_every_field_and_knows_no_others() {
     let names = |value: &serde_json::Map<_, _>| value.keys().cloned().collect::<Vec<String>>();
     assert_eq!(names(properties), names(written.as_object().unwrap()));
     assert_eq!(schema["additionalProperties"], false);
-    let definitions = ["DiskSpec", "NetSpec", "BalloonSpec"].map(|name| &schema["$defs"][name]);
+    let definitions = [
+        "DiskSpec",
+        "NetSpec",
+        "BalloonSpec",
+        "RateLimitSpec",
+        "BandwidthSpec",
+        "OpsSpec",
+    ]
+    .map(|name| &schema["$defs"][name]);
     for object in [&[&schema], &definitions[..]].concat() {
         for (name, property) in object["properties"].as_object().unwrap() {
             assert!(property["description"].is_string(), "{name} has no description");

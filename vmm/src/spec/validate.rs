@@ -15,7 +15,7 @@ use berth_arch::x86_64::layout;
 
 use crate::unix::PATH_MAX as SOCKET_PATH_MAX;
 
-use super::{ByteSize, DiskSpec, NetSpec, SerialSpec, VmSpec};
+use super::{ByteSize, DiskSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec};
 
 /// The least memory: the boot structures and firmware tables take the first MiB, a kernel must lie above.
 pub const MEMORY_MIN: ByteSize = ByteSize(2 << 20);
@@ -259,10 +259,20 @@ impl Faults {
             self.net(index, net);
         }
         self.shared_nets(&spec.nets);
+        if let Some(fault) = spec.rng_rate_limit.as_ref().and_then(RateLimitSpec::fault) {
+            self.add("rng_rate_limit", fault);
+        }
+    }
+
+    fn limit(&mut self, field: &str, name: &str, limit: Option<&RateLimitSpec>) {
+        if let Some(fault) = limit.and_then(RateLimitSpec::fault) {
+            self.add(field, format!("{name}: {fault}"));
+        }
     }
 
     fn disk(&mut self, index: usize, disk: &DiskSpec) {
         let field = format!("disk {}", index + 1);
+        self.limit(&field, "rate_limit", disk.rate_limit.as_ref());
         self.path(&field, &disk.path, "name a raw image file or a block device");
         let Some(serial) = &disk.serial else { return };
         if let Some(character) = serial.chars().find(|character| !matches!(character, ' '..='~')) {
@@ -308,6 +318,8 @@ impl Faults {
 
     fn net(&mut self, index: usize, net: &NetSpec) {
         let field = format!("net {}", index + 1);
+        self.limit(&field, "rx_rate_limit", net.rx_rate_limit.as_ref());
+        self.limit(&field, "tx_rate_limit", net.tx_rate_limit.as_ref());
         let tap = &net.tap;
         // What Linux takes for an interface's name; a percent sign would make it a pattern.
         let usable = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');

@@ -2,10 +2,16 @@
 #![forbid(unsafe_code)]
 
 use berth_devices::virtio::balloon::BalloonHandle;
+use berth_devices::virtio::blk::BlockHandle;
+use berth_devices::virtio::net::NetHandle;
 
 /// The ways to a VM's devices, for whoever controls it.
 #[derive(Clone, Default)]
 pub struct DeviceHandles {
+    /// The disks of the description, in its order, with the names that it gives them.
+    pub disks: Vec<(Option<String>, BlockHandle)>,
+    /// The network interfaces of the description, in its order, with the names that it gives them.
+    pub nets: Vec<(Option<String>, NetHandle)>,
     /// The balloon, if the VM has one.
     pub balloon: Option<BalloonHandle>,
 }

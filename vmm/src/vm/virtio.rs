@@ -21,7 +21,7 @@ use crate::guest;
 use crate::io_thread::IoThread;
 use crate::irq::IrqLines;
 use crate::page_returner::ReturnPages;
-use crate::spec::{BalloonSpec, VmSpec};
+use crate::spec::{BalloonSpec, RateLimitSpec, VmSpec};
 
 /// Devices that were opened, and the ways to them.
 #[derive(Default)]
@@ -58,7 +58,11 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
             read_only: disk.read_only,
             serial: disk.serial.as_deref().map(serial_number),
         };
-        devices.push(Box::new(Block::new(Box::new(file), config)));
+        let limits = RateLimitSpec::config(disk.rate_limit.as_ref());
+        let made = Block::new(Box::new(file), config).controlled(limits);
+        let (block, handle) = made.map_err(descriptor)?;
+        devices.push(Box::new(block));
+        handles.disks.push((disk.id.clone(), handle));
     }
     for (number, net) in (1..).zip(&spec.nets) {
         let tap = Tap::open(&net.tap).map_err(|cause| BuildError::Net { number, cause })?;
@@ -69,7 +73,12 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
                 cause,
             })?,
         };
-        devices.push(Box::new(Net::new(Box::new(tap), mac)));
+        let limits = |limit: &Option<_>| RateLimitSpec::config(limit.as_ref());
+        let made =
+            Net::new(Box::new(tap), mac).controlled(limits(&net.rx_rate_limit), limits(&net.tx_rate_limit));
+        let (card, handle) = made.map_err(descriptor)?;
+        devices.push(Box::new(card));
+        handles.nets.push((net.id.clone(), handle));
     }
     if let Some(spec) = &spec.balloon {
         let made = Balloon::new(balloon(spec), Box::new(ReturnPages));
@@ -78,7 +87,13 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
         handles.balloon = Some(handle);
     }
     if spec.rng {
-        devices.push(Box::new(Rng::new()));
+        let rng = match &spec.rng_rate_limit {
+            Some(limit) => Rng::new()
+                .limited(RateLimitSpec::config(Some(limit)))
+                .map_err(descriptor)?,
+            None => Rng::new(),
+        };
+        devices.push(Box::new(rng));
     }
     Ok(Devices {
         list: devices,

@@ -15,7 +15,7 @@ fn sentence(text: &str, format: Format) -> String {
 #[test]
 fn each_fault_in_toml_has_its_line_field_and_remedy() {
     const FIELDS: &str = "cpus, memory, kernel, entry, initrd, cmdline, cmdline_replace, cmdline_base, command, disks, nets, balloon, \
-        rng, serial, timeout, assist";
+        rng, rng_rate_limit, serial, timeout, assist";
     let unknown = |at: &str| format!("{at}: unknown field; the known ones are {FIELDS}");
     for (text, expected) in [
         (
@@ -34,7 +34,7 @@ fn each_fault_in_toml_has_its_line_field_and_remedy() {
         ),
         (
             "disks = [{ path = \"x\", ro = true }]",
-            "line 1: disks[0].ro: unknown field; the known ones are id, path, read_only, serial",
+            "line 1: disks[0].ro: unknown field; the known ones are id, path, read_only, serial, rate_limit",
         ),
         ("cpus = \"many\"", "line 1: cpus: \"many\" is not a whole number"),
         (

@@ -219,7 +219,7 @@ fn one_file_under_two_names_is_one_disk() {
         id: None,
         path,
         read_only,
-        serial: None,
+        ..DiskSpec::default()
     };
     for (first, second, refused) in [(false, false, true), (true, false, true), (true, true, false)] {
         let disks = vec![disk(image.clone(), first), disk(link.clone(), second)];
@@ -232,6 +232,30 @@ fn one_file_under_two_names_is_one_disk() {
         );
         assert_eq!(result.is_err(), refused, "{first} {second}");
     }
+}
+
+#[test]
+fn a_limit_lets_something_through() {
+    for (toml, expected) in [
+        (
+            "disks = [{ path = \"a\", rate_limit = { bandwidth = { size = 0 } } }]",
+            "disk 1: rate_limit: bandwidth has a size of 0, with which nothing could pass; give at least 1, or leave bandwidth out \
+             for no limit",
+        ),
+        (
+            "nets = [{ tap = \"t\", tx_rate_limit = { ops = { size = 1, refill_ms = 0 } } }]",
+            "net 1: tx_rate_limit: ops has a refill_ms of 0, with which nothing could pass; give at least 1, or leave ops out for \
+             no limit",
+        ),
+        (
+            "rng_rate_limit = { ops = { size = 0 } }",
+            "rng_rate_limit: ops has a size of 0, with which nothing could pass; give at least 1, or leave ops out for no limit",
+        ),
+    ] {
+        assert_eq!(faults(toml), [expected]);
+    }
+    let toml = "nets = [{ tap = \"t\", rx_rate_limit = { bandwidth = { size = \"1M\", burst = \"9M\" }, ops = { size = 5 } } }]";
+    assert_eq!(faults(toml), Vec::<String>::new());
 }
 
 #[test]
@@ -267,8 +291,7 @@ fn the_guests_own_devices_take_room_too() {
             .map(|index| DiskSpec {
                 id: None,
                 path: format!("/nowhere/{index}").into(),
-                read_only: false,
-                serial: None,
+                ..DiskSpec::default()
             })
             .collect(),
         ..VmSpec::default()

@@ -228,10 +228,10 @@ fn a_report_stays_with_the_device_until_the_next_one_is_due() {
     bench.machine.transport.pause();
     bench.machine.transport.resume();
     assert_eq!(bench.rings[2].take_used(), None);
+    let used = bench.rings[2].used_index();
     bench
         .control(|handle| handle.set_stats_interval(Duration::from_millis(1)))
         .unwrap();
-    let used = bench.rings[2].used_index();
     bench.machine.device.wait(|| bench.rings[2].used_index() != used);
     assert!(bench.rings[2].take_used().is_some());
     bench.send(2, &report(50));

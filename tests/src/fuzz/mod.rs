@@ -19,6 +19,7 @@ use crate::{formats, guests};
 mod assist;
 mod net;
 mod ports;
+mod vsock;
 
 /// A fuzz target.
 pub struct Target {
@@ -40,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     target("config", config, configs),
     target("net", net, Vec::new),
     target("block", block, Vec::new),
+    target("vsock", vsock, vsock::seeds),
     target("balloon", balloon, Vec::new),
     target("ports", ports, Vec::new),
 ];
@@ -95,6 +97,11 @@ pub fn rng(data: &[u8]) {
 pub fn block(data: &[u8]) {
     let disk = FileDisk::open(scratch(&[0; 30 * 512]), false).expect("it is a regular file");
     conformance::fuzz_queue(Box::new(Block::new(Box::new(disk), BlockConfig::default())), data);
+}
+
+/// Gives the socket device packets, and host programs something to do, made of the bytes.
+pub fn vsock(data: &[u8]) {
+    vsock::run(data);
 }
 
 /// Gives a balloon's handlers requests made of the bytes. What is given back is only checked.
@@ -155,6 +162,10 @@ rng = false
 serial = { file = "log" }
 timeout = 10
 assist = true
+
+[vsock]
+cid = 42
+path = "vm.vsock"
 
 [balloon]
 target = "64M"

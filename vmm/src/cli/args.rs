@@ -12,7 +12,7 @@ use super::fleet::args::{
 };
 use crate::exit_code;
 use crate::logging::Filter;
-use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, NetSpec, OptionError, SerialSpec};
+use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, NetSpec, OptionError, SerialSpec, VsockSpec};
 
 /// Berth runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -149,6 +149,13 @@ pub struct RunArgs {
     /// `bandwidth` and `ops` limit bytes and frames a second, either way.
     #[arg(long, value_name = "tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
     pub net: Vec<NetSpec>,
+
+    /// Sockets between guest and host
+    ///
+    /// A host program connects to the Unix socket at PATH, writes `CONNECT <port>` and a newline, and has the guest program that
+    /// listens on that port. A guest program that connects to CID 2 has the host program that listens at PATH_<port>.
+    #[arg(long, value_name = "[cid=NUMBER,]path=PATH", value_parser = option(VsockSpec::from_option), help_heading = "VM")]
+    pub vsock: Option<VsockSpec>,
 
     /// A balloon, through which the guest gives memory back
     ///

@@ -210,6 +210,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         command,
         disks,
         nets,
+        vsock,
         balloon,
         rng,
         // Only files have it.
@@ -234,6 +235,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
     set(command, Some(args.command).filter(|words| !words.is_empty()));
     set(disks, Some(args.disk).filter(|disks| !disks.is_empty()));
     set(nets, Some(args.net).filter(|nets| !nets.is_empty()));
+    set(vsock, args.vsock.map(Some));
     set(balloon, args.balloon.map(Some));
     set(rng, args.rng);
     set(serial, args.serial);

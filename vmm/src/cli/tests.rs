@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::spec::tests::any_spec;
-use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, Limits, NetSpec, SerialSpec, validate};
+use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, Limits, NetSpec, SerialSpec, VsockSpec, validate};
 
 fn parse<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<RunArgs, clap::Error> {
     let words = ["berth", "run"]
@@ -36,7 +36,7 @@ fn no_argument_is_the_guest_that_ships_with_berth() {
 #[test]
 fn each_flag_fills_its_field() {
     let text = "--cpus 4 --memory 2G --kernel k --entry pvh --initrd i --cmdline a=b --cmdline -c --cmdline-replace r --cmdline-base s \
-        --disk a,ro --disk b,serial=x --net tap=t --balloon size=64M,stats=5 --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
+        --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
     let expected = VmSpec {
         cpus: 4,
         memory: ByteSize(2 << 30),
@@ -66,6 +66,10 @@ fn each_flag_fills_its_field() {
             tap: "t".to_owned(),
             ..NetSpec::default()
         }],
+        vsock: Some(VsockSpec {
+            cid: 7,
+            path: "v".into(),
+        }),
         balloon: Some(BalloonSpec {
             target: ByteSize(64 << 20),
             stats_interval: 5,
@@ -287,6 +291,10 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .as_ref()
             .map_or_else(String::new, |mac| format!(",mac={mac}"));
         words.push(format!("--net=tap={}{mac}", net.tap));
+    }
+    if let Some(vsock) = &spec.vsock {
+        let path = vsock.path.to_str()?.replace(',', ",,");
+        words.push(format!("--vsock=cid={},path={path}", vsock.cid));
     }
     if let Some(balloon) = &spec.balloon {
         let switches = [

@@ -17,6 +17,7 @@ mod serial;
 mod size;
 mod table;
 mod validate;
+mod vsock;
 
 pub use balloon::BalloonSpec;
 pub(crate) use file::json;
@@ -25,6 +26,7 @@ pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
 pub use options::OptionError;
 pub use size::{ByteSize, SizeError};
 pub use validate::{Fault, Limits, MEMORY_MIN, ValidSpec, validate};
+pub use vsock::VsockSpec;
 
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -56,6 +58,9 @@ pub struct VmSpec {
     /// Network interfaces, in the order the guest sees them.
     #[serde(deserialize_with = "table::list")]
     pub nets: Vec<NetSpec>,
+    /// Sockets between guest and host.
+    #[serde(deserialize_with = "table::optional")]
+    pub vsock: Option<VsockSpec>,
     /// A balloon, through which the guest gives memory back.
     #[serde(deserialize_with = "table::optional")]
     pub balloon: Option<BalloonSpec>,
@@ -86,6 +91,7 @@ impl Default for VmSpec {
             command: Vec::new(),
             disks: Vec::new(),
             nets: Vec::new(),
+            vsock: None,
             balloon: None,
             rng: true,
             rng_rate_limit: None,
@@ -104,10 +110,12 @@ impl VmSpec {
             SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => None,
         };
         let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
+        let vsock = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
         self.kernel
             .iter_mut()
             .chain(&mut self.initrd)
             .chain(disks)
+            .chain(vsock)
             .chain(serial)
     }
 

@@ -44,6 +44,9 @@ pub enum OptionError {
     /// A number that is none.
     #[error("{0:?} is not a number; give a whole number")]
     Number(String),
+    /// A context id that is none.
+    #[error("{0:?} is not a context id; give a whole number, 3 or more")]
+    Cid(String),
     /// Seconds that are none.
     #[error("{0:?} is not a number of seconds; give a whole number")]
     Seconds(String),
@@ -180,7 +183,7 @@ pub(super) fn key_value(part: &OsStr) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-fn set(slot: &mut Option<String>, value: &[u8], key: &'static str) -> Result<(), OptionError> {
+pub(super) fn set(slot: &mut Option<String>, value: &[u8], key: &'static str) -> Result<(), OptionError> {
     let value = String::from_utf8(value.to_vec()).map_err(|_| OptionError::NotText(key))?;
     match slot.replace(value) {
         Some(_) => Err(OptionError::Twice(key)),

@@ -8,7 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{BalloonSpec, BandwidthSpec, DiskSpec, NetSpec, OpsSpec, RateLimitSpec};
+use super::{BalloonSpec, BandwidthSpec, DiskSpec, NetSpec, OpsSpec, RateLimitSpec, VsockSpec};
 
 /// What a table describes, for the one who wrote something else.
 pub(super) trait Described {
@@ -22,6 +22,10 @@ impl Described for DiskSpec {
 
 impl Described for NetSpec {
     const WHAT: &str = "a network interface; give a table with its tap";
+}
+
+impl Described for VsockSpec {
+    const WHAT: &str = "a vsock; give a table with its path";
 }
 
 impl Described for BalloonSpec {

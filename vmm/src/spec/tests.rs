@@ -63,6 +63,13 @@ fn balloon() -> impl Strategy<Value = BalloonSpec> {
     })
 }
 
+fn vsock() -> impl Strategy<Value = VsockSpec> {
+    (any::<u32>(), ".{1,20}").prop_map(|(cid, path)| VsockSpec {
+        cid,
+        path: path.into(),
+    })
+}
+
 fn serial() -> impl Strategy<Value = SerialSpec> {
     prop_oneof![
         Just(SerialSpec::Stdio),
@@ -84,11 +91,11 @@ prop_compose! {
         cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        rng_rate_limit in limit(), balloon in proptest::option::of(balloon()), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
+        rng_rate_limit in limit(), (vsock, balloon) in (proptest::option::of(vsock()), proptest::option::of(balloon())), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
     ) -> VmSpec {
         VmSpec {
             cpus, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, cmdline_base, command, disks, nets, balloon, rng, rng_rate_limit, serial, timeout, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, nets, vsock, balloon, rng, rng_rate_limit, serial, timeout, assist,
         }
     }
 }

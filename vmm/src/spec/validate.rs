@@ -15,7 +15,7 @@ use berth_arch::x86_64::layout;
 
 use crate::unix::PATH_MAX as SOCKET_PATH_MAX;
 
-use super::{ByteSize, DiskSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec};
+use super::{ByteSize, DiskSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec, VsockSpec};
 
 /// The least memory: the boot structures and firmware tables take the first MiB, a kernel must lie above.
 pub const MEMORY_MIN: ByteSize = ByteSize(2 << 20);
@@ -114,6 +114,9 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
     faults.boot(spec);
     if let Some(fault) = spec.balloon.as_ref().and_then(|balloon| balloon.fault(spec)) {
         faults.add("balloon", fault);
+    }
+    if let Some(vsock) = &spec.vsock {
+        faults.vsock(vsock);
     }
     // Beyond their number, one sentence is more use than a thousand.
     if faults.device_count(spec) {
@@ -386,9 +389,25 @@ impl Faults {
         }
     }
 
+    fn vsock(&mut self, vsock: &VsockSpec) {
+        self.path(
+            "vsock",
+            &vsock.path,
+            "name a socket for Berth to make, as in path=vm.vsock",
+        );
+        for fault in vsock.cid_fault().into_iter().chain(vsock.path_fault()) {
+            self.add("vsock", fault);
+        }
+    }
+
     /// Whether there is room for all devices.
     fn device_count(&mut self, spec: &VmSpec) -> bool {
-        let own = [spec.kernel.is_none(), spec.rng, spec.balloon.is_some()];
+        let own = [
+            spec.kernel.is_none(),
+            spec.rng,
+            spec.balloon.is_some(),
+            spec.vsock.is_some(),
+        ];
         let own = own.iter().filter(|device| **device).count();
         let room = layout::VIRTIO_MMIO_MAX - own;
         let (disks, nets) = (spec.disks.len(), spec.nets.len());

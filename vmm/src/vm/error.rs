@@ -11,6 +11,7 @@ use berth_boot::BootError;
 use berth_devices::bus::BusError;
 use berth_devices::virtio::blk::DiskError;
 use berth_devices::virtio::net::TapError;
+use berth_devices::virtio::vsock::VsockError;
 
 use super::StateError;
 use crate::console::ConsoleError;
@@ -66,6 +67,9 @@ pub enum BuildError {
         /// What is wrong.
         cause: TapError,
     },
+    /// The vsock is wrong.
+    #[error("vsock: {0}")]
+    Vsock(#[from] VsockError),
     /// The serial line leads nowhere.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -103,6 +107,7 @@ impl BuildError {
                 | Self::Boot(_)
                 | Self::Disk { .. }
                 | Self::Net { .. }
+                | Self::Vsock(_)
                 | Self::Console(_)
                 | Self::State(_)
         )

@@ -12,7 +12,9 @@ use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioTransport;
 use berth_devices::virtio::net::{self, Net, Tap};
 use berth_devices::virtio::rng::Rng;
+use berth_devices::virtio::vsock::Vsock;
 use kvm_ioctls::VmFd;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::BuildError;
 use super::handles::DeviceHandles;
@@ -37,7 +39,8 @@ impl Devices {
     }
 }
 
-/// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, nets, balloon, rng.
+/// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, nets, vsock, balloon,
+/// rng.
 pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
     let mut handles = DeviceHandles::default();
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -80,6 +83,10 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
         devices.push(Box::new(card));
         handles.nets.push((net.id.clone(), handle));
     }
+    if let Some(vsock) = &spec.vsock {
+        devices.push(Box::new(Vsock::new(vsock.cid, &vsock.path)?));
+        allow_descriptors();
+    }
     if let Some(spec) = &spec.balloon {
         let made = Balloon::new(balloon(spec), Box::new(ReturnPages));
         let (balloon, handle) = made.map_err(descriptor)?;
@@ -99,6 +106,15 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
         list: devices,
         handles,
     })
+}
+
+/// Raises how many descriptors the process may have to what it may raise it to: each connection of the guest's is one.
+fn allow_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(cause) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("the number of the guest's connections is limited to that of open files: {cause}");
+    }
 }
 
 fn descriptor(cause: std::io::Error) -> BuildError {

@@ -71,6 +71,9 @@ const VERSION: u32 = 1;
 /// The lowest CID that a guest may have: those below are taken.
 pub const FIRST_CID: u32 = 3;
 
+/// Longest path of the device's socket: an address has room for 107 bytes, and `_` and a port go behind it.
+pub const SERVICE_PATH_MAX: usize = 107 - "_4294967295".len();
+
 /// The socket device.
 pub struct Vsock {
     cid: u64,

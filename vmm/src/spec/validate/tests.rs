@@ -259,6 +259,32 @@ fn a_limit_lets_something_through() {
 }
 
 #[test]
+fn a_vsock_has_a_number_of_its_own_and_a_path_with_room_for_a_port() {
+    let long = "p".repeat(97);
+    for (text, expected) in [
+        (
+            "vsock = { cid = 2, path = \"v\" }".to_owned(),
+            "vsock: the cid 2 is taken (1 is any machine itself, 2 the host); give 3 or more".to_owned(),
+        ),
+        (
+            "vsock = { cid = 4294967295, path = \"v\" }".to_owned(),
+            "vsock: the cid 4294967295 means any machine; give a smaller one".to_owned(),
+        ),
+        (
+            "vsock = { path = \"\" }".to_owned(),
+            "vsock: the path is empty; name a socket for Berth to make, as in path=vm.vsock".to_owned(),
+        ),
+        (
+            format!("vsock = {{ path = {long:?} }}"),
+            format!("vsock: the path {long} has 97 bytes; with a port behind it Linux allows 96"),
+        ),
+    ] {
+        assert_eq!(faults(&text), [expected]);
+    }
+    assert_eq!(faults(&format!("vsock = {{ path = {:?} }}", &long[1..])), [""; 0]);
+}
+
+#[test]
 fn a_balloon_holds_less_than_the_memory_and_whole_pages() {
     for (toml, expected) in [
         (

@@ -11,7 +11,7 @@ use super::types::{
     Drive, EntropyDevice, NetworkInterface, PartialDrive, PartialNetworkInterface, RateLimiter, SerialDevice,
     Vsock,
 };
-use crate::spec::{DiskSpec, NetSpec, SerialSpec, VmSpec};
+use crate::spec::{DiskSpec, NetSpec, SerialSpec, VmSpec, VsockSpec};
 
 /// The name in the path and that in the body must be one.
 fn same_id(field: &str, path: &str, body: &str) -> Result<(), ApiError> {
@@ -259,14 +259,23 @@ pub(crate) fn put_serial(scene: &mut Scene<'_>, _: &str, serial: SerialDevice) -
 }
 
 /// `PUT /vsock`
-pub(crate) fn put_vsock(scene: &mut Scene<'_>, _: &str, _: Vsock) -> Result<(), ApiError> {
+pub(crate) fn put_vsock(scene: &mut Scene<'_>, _: &str, vsock: Vsock) -> Result<(), ApiError> {
     before_start(scene)?;
-    Err(ApiError::bad("vsock: Berth has no vsock device yet."))
+    amend(scene, |spec| {
+        spec.vsock = Some(VsockSpec {
+            cid: vsock.guest_cid,
+            path: vsock.uds_path,
+        });
+    })
 }
 
 /// The vsock device as Firecracker describes it.
-pub(crate) fn vsock_of(_: &VmSpec) -> Option<Vsock> {
-    None
+pub(crate) fn vsock_of(spec: &VmSpec) -> Option<Vsock> {
+    spec.vsock.as_ref().map(|vsock| Vsock {
+        guest_cid: vsock.cid,
+        uds_path: vsock.path.clone(),
+        vsock_id: None,
+    })
 }
 
 /// `/pmem/{id}`

@@ -46,10 +46,6 @@ pub(crate) fn load(scene: &mut Scene<'_>, _: &str, params: SnapshotLoadParams) -
         let what = "Berth does not back guest memory with huge pages yet; set it to None";
         return Err(ApiError::lacks("huge_pages", what));
     }
-    if params.vsock_override.is_some() {
-        let what = "Berth cannot change the socket of a saved vsock device yet; leave it out";
-        return Err(ApiError::lacks("vsock_override", what));
-    }
     let memory = match (params.mem_backend, params.mem_file_path) {
         (Some(_), Some(_)) | (None, None) => {
             return Err(ApiError::bad(
@@ -75,6 +71,7 @@ pub(crate) fn load(scene: &mut Scene<'_>, _: &str, params: SnapshotLoadParams) -
         overrides: Overrides {
             serial: Some(own).filter(|serial| *serial != SerialSpec::Stdio),
             taps,
+            vsock: params.vsock_override.map(|vsock| vsock.uds_path),
             keep_clock: params.clock_realtime == Some(false),
             ..Overrides::default()
         },

@@ -284,7 +284,7 @@ pub struct RunArgs {
     /// Go on from the snapshot in this directory instead of booting
     ///
     /// What the machine is comes from the snapshot. --serial and --timeout apply; --disk and --net say where its disks and network
-    /// interfaces lead now, all of them, in their order.
+    /// interfaces lead now, all of them, in their order, and --vsock where its vsock does and what its CID is.
     #[arg(long, value_name = "DIR", help_heading = "Snapshot",
         conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "rng", "assist", "dry_run", "command"])]
     pub restore: Option<PathBuf>,

@@ -66,6 +66,8 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
                 timeout: args.timeout,
                 taps: args.net.iter().map(|net| net.tap.clone()).collect(),
                 disks: args.disk.iter().map(|disk| disk.path.clone()).collect(),
+                vsock: args.vsock.as_ref().map(|vsock| vsock.path.clone()),
+                cid: args.vsock.as_ref().map(|vsock| vsock.cid),
                 keep_clock: args.keep_clock,
             },
             verify: args.verify,

@@ -39,6 +39,10 @@ pub struct Overrides {
     pub taps: Vec<String>,
     /// The files of the disks, in their order; each must hold what the guest's disk held.
     pub disks: Vec<PathBuf>,
+    /// The Unix socket of its vsock.
+    pub vsock: Option<PathBuf>,
+    /// The CID of its vsock.
+    pub cid: Option<u32>,
     /// Whether the guest's clocks stay where they were, instead of passing the time that the machine missed.
     pub keep_clock: bool,
 }
@@ -137,6 +141,15 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
         for (disk, path) in spec.disks.iter_mut().zip(&overrides.disks) {
             disk.path.clone_from(path);
         }
+    }
+    if overrides.vsock.is_some() || overrides.cid.is_some() {
+        let Some(vsock) = &mut spec.vsock else {
+            return Err(unfit("it has no vsock, but one is given".to_owned()).into());
+        };
+        if let Some(path) = &overrides.vsock {
+            vsock.path.clone_from(path);
+        }
+        vsock.cid = overrides.cid.unwrap_or(vsock.cid);
     }
     Ok(spec)
 }

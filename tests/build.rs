@@ -34,6 +34,8 @@ fn main() {
     build("byte", "byte.ld", &["byte.S"]);
     build_program("vectors", "vectors.c");
     build_program("init", "init.c");
+    println!("cargo::rerun-if-changed=../resources/guest/init/request.h");
+    build_program("words", "words.c");
 }
 
 fn guests() -> PathBuf {

@@ -47,6 +47,8 @@ configure() {
     return $wrong
 }
 
+programs_sum() { cat "$here"/init/*.[ch] "$here"/tools/*.c | sha256sum | cut -d' ' -f1; }
+
 patches_sum() { cat "$here"/patches/*.patch | sha256sum | cut -d' ' -f1; }
 
 build_kernel() {
@@ -67,11 +69,12 @@ build_kernel() {
     release=$(make -s -C "$source" O="$work/kernel" kernelrelease)
 }
 
-build_init() {
+# A program of ours for the root image: C without a libc.
+build_program() { # source, program
     local nolibc=$source/tools/include/nolibc
     gcc -O2 -Wall -Werror -static -nostdlib -ffreestanding -fno-stack-protector -no-pie -fno-pie \
         -fno-asynchronous-unwind-tables -Wl,--build-id=none -Wl,-z,norelro -Wl,-z,noseparate-code -s \
-        -I "$nolibc" -include "$nolibc/nolibc.h" -o "$1" "$here/init/init.c" -lgcc
+        -I "$nolibc" -include "$nolibc/nolibc.h" -o "$2" "$here/$1" -lgcc
 }
 
 build_root() {
@@ -89,7 +92,8 @@ build_root() {
         case "$applet" in busybox | init | linuxrc) continue ;; esac
         ln -s busybox "$root/usr/bin/$applet"
     done
-    build_init "$root/usr/bin/init"
+    build_program init/init.c "$root/usr/bin/init"
+    build_program tools/vsock.c "$root/usr/bin/vsock"
     ln -s ../run "$root/var/run"
     chmod 1777 "$root/tmp" "$root/var/tmp"
     chmod 700 "$root/root"
@@ -121,7 +125,7 @@ write_manifest() {
         echo "kernel_release = \"$release\""
         echo "kernel_config_sha256 = \"$(sum "$here/kernel.config")\""
         echo "kernel_patches_sha256 = \"$(patches_sum)\""
-        echo "init_sha256 = \"$(sum "$here/init/init.c")\""
+        echo "programs_sha256 = \"$(programs_sum)\""
         artefact vmlinux "Linux kernel, ELF" \
             "{ package = \"linux-source-6.12\", version = \"$(version linux-source-6.12)\", licence = \"GPL-2.0-only\" }"
         artefact rootfs.erofs "root image, erofs, not compressed" \

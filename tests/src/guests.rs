@@ -27,6 +27,11 @@ pub fn init() -> &'static Path {
     Path::new(concat!(env!("OUT_DIR"), "/init"))
 }
 
+/// A program for the host (`guests/words.c`): what the shipped guest's init makes of its words.
+pub fn words() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/words"))
+}
+
 /// The folder of the guest that ships with Berth.
 pub fn shipped() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/guest"))

@@ -15,7 +15,7 @@ struct Manifest {
     kernel_release: String,
     kernel_config_sha256: String,
     kernel_patches_sha256: String,
-    init_sha256: String,
+    programs_sha256: String,
     artefact: Vec<Artefact>,
 }
 
@@ -48,9 +48,9 @@ fn manifest() -> Manifest {
     toml::from_str(&String::from_utf8(read("MANIFEST.toml")).unwrap()).unwrap()
 }
 
-/// The patches one after the other, in the order of their names.
-fn patches() -> Vec<u8> {
-    let mut paths: Vec<_> = fs::read_dir(guests::shipped().join("patches"))
+/// The files of a folder one after the other, in the order of their names.
+fn folder(name: &str) -> Vec<u8> {
+    let mut paths: Vec<_> = fs::read_dir(guests::shipped().join(name))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .collect();
@@ -117,7 +117,7 @@ fn every_artefact_in_the_folder_is_in_the_manifest_with_its_packages_and_licence
 }
 
 #[test]
-fn kernel_and_init_were_built_from_the_sources_beside_them() {
+fn kernel_and_programs_were_built_from_the_sources_beside_them() {
     let manifest = manifest();
     assert_eq!(
         sha256(&read("kernel.config")),
@@ -125,13 +125,13 @@ fn kernel_and_init_were_built_from_the_sources_beside_them() {
         "run resources/guest/build.sh"
     );
     assert_eq!(
-        sha256(&patches()),
+        sha256(&folder("patches")),
         manifest.kernel_patches_sha256,
         "run resources/guest/build.sh"
     );
     assert_eq!(
-        sha256(&read("init/init.c")),
-        manifest.init_sha256,
+        sha256(&[folder("init"), folder("tools")].concat()),
+        manifest.programs_sha256,
         "run resources/guest/build.sh"
     );
     let kernel = unpack(&read("vmlinux.zst"));

@@ -27,6 +27,9 @@ pub(crate) fn root() -> &'static [u8] {
 pub(crate) const COMMAND_LINE: &str =
     "console=ttyS0 loglevel=3 reboot=k panic=-1 root=/dev/vda rootfstype=erofs ro pci=off tsc=reliable";
 
+/// What the shipped kernel is told besides where its code is interpreted: a page that is mapped in vain costs more than a fault.
+pub(crate) const INTERPRETED_COMMAND_LINE: &str = "fault_around_bytes=4K";
+
 /// How the shipped init's standard streams lead to the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -356,10 +356,12 @@ fn command_line(spec: &VmSpec, streams: Streams, devices: usize, kind: HostKind)
         line.push(virtio::command_line(devices));
         if kind == HostKind::Interpreted && spec.assist {
             line.push(cpuid::interpreted_command_line());
-            if !shipped {
+            line.push(if shipped {
+                guest::INTERPRETED_COMMAND_LINE
+            } else {
                 // The shipped kernel has none, and says so.
-                line.push("mitigations=off");
-            }
+                "mitigations=off"
+            });
         }
     }
     line.push(spec.cmdline.as_str());

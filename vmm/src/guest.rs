@@ -45,6 +45,26 @@ pub(crate) enum Streams {
     Piped,
 }
 
+/// How the shipped guest is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Launch {
+    /// Where its streams lead.
+    pub(crate) streams: Streams,
+    /// Whether its init says when it is ready and waits to be told what to run, instead of reading it on the command line.
+    pub(crate) wait: bool,
+}
+
+impl Launch {
+    /// What init gets behind ` -- ` on the kernel's command line.
+    pub(crate) fn words(self, command: &[String]) -> String {
+        if self.wait {
+            "wait".to_owned()
+        } else {
+            init_words(command, self.streams)
+        }
+    }
+}
+
 /// What the shipped init gets behind ` -- `: how to run what. No command is a shell.
 pub(crate) fn init_words(command: &[String], streams: Streams) -> String {
     let mut words = match streams {

@@ -30,3 +30,4 @@ mod timing;
 mod unix;
 mod vcpu;
 pub mod vm;
+pub mod warm;

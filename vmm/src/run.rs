@@ -21,6 +21,7 @@ use crate::snapshot::SnapshotRequest;
 use crate::spec::VmSpec;
 use crate::stop::StopReason;
 use crate::timing::Timing;
+use crate::warm;
 
 /// How to run, apart from what the VM is.
 #[derive(Debug, Clone)]
@@ -33,6 +34,8 @@ pub struct RunOptions {
     pub wait: bool,
     /// Go on from this snapshot instead of starting the machine.
     pub load: Option<LoadRequest>,
+    /// Whether the shipped guest must boot, instead of going on with one that was booted before.
+    pub cold: bool,
     /// Save the machine so, and end it, when its guest says that it is ready.
     pub save_when_ready: Option<SnapshotRequest>,
     /// Which VM it is; one without a name where this is not said.
@@ -62,10 +65,14 @@ pub fn run<S>(
     let (handle, inbox) = control::channel(events.clone()).map_err(host("an event descriptor"))?;
     let mut machine = Machine::new(spec, timing, events);
     let served = serve(handle)?;
+    let cold = options.cold || options.save_when_ready.is_some();
     match &options.load {
         Some(load) => machine.load(load)?,
         None if options.wait => {}
-        None => machine.start()?,
+        None => match warm::entry(machine.spec()).filter(|_| !cold) {
+            Some(entry) => machine.start_warm(entry)?,
+            None => machine.start()?,
+        },
     }
     let (otherwise, failed) = match control(&mut machine, &inbox, &signals, options.save_when_ready) {
         Ok(reason) => (reason, None),
@@ -154,6 +161,7 @@ fn control(
                             machine.snapshot(&request)?;
                             return Ok(StopReason::Shutdown);
                         }
+                        machine.guest_is_ready()?;
                     }
                 }
                 (Source::Stop | Source::Room | Source::Input, None) => {}

@@ -303,6 +303,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", help_heading = "Snapshot")]
     pub snapshot_when_ready: Option<PathBuf>,
 
+    /// Boot the shipped guest, instead of going on with one that was booted before and kept (see `berth cache`)
+    #[arg(long, help_heading = "Run")]
+    pub cold: bool,
+
     /// Command for the shipped guest to run instead of a shell
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,

@@ -69,9 +69,11 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
                 vsock: args.vsock.as_ref().map(|vsock| vsock.path.clone()),
                 cid: args.vsock.as_ref().map(|vsock| vsock.cid),
                 keep_clock: args.keep_clock,
+                ..Overrides::default()
             },
             verify: args.verify,
         }),
+        cold: args.cold,
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),
         identity: None,
     }

@@ -114,6 +114,11 @@ impl Input {
         self.accept(&chunk[..count])
     }
 
+    /// Gives the line `bytes` of Berth's own, before any input that has not gone to it.
+    pub(crate) fn say(&mut self, bytes: &[u8]) {
+        self.pending.splice(0..0, bytes.iter().copied());
+    }
+
     fn accept(&mut self, bytes: &[u8]) -> Option<Request> {
         let mut request = None;
         let mut typed = Vec::new();

@@ -11,6 +11,7 @@
 
 mod error;
 mod snapshot;
+mod warm;
 
 use std::time::{Duration, Instant};
 
@@ -20,11 +21,12 @@ pub use snapshot::{LoadRequest, Overrides};
 use crate::console::{self, Console, RawTerminal, Stdio};
 use crate::events::{EventHub, EventKind};
 use crate::footprint;
-use crate::guest::Streams;
+use crate::guest::{Launch, Streams};
 use crate::spec::{self, Limits, SerialSpec, ValidSpec, VmSpec};
 use crate::stop::StopReason;
 use crate::timing::Timing;
 use crate::vm::{self, Built, DeviceHandles, Ended, Vm};
+use crate::warm::Entry;
 
 /// Where a machine is in its life, as its users see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -55,6 +57,8 @@ pub struct Machine {
     timing: Timing,
     events: EventHub,
     live: Option<Live>,
+    /// The guest boots and will be saved here when it is ready; then it is told what to run.
+    warming: Option<Entry>,
 }
 
 /// What exists from the start on.
@@ -77,6 +81,7 @@ impl Machine {
             timing,
             events,
             live: None,
+            warming: None,
         }
     }
 
@@ -112,13 +117,22 @@ impl Machine {
 
     /// Builds the machine and lets its guest run.
     pub fn start(&mut self) -> Result<(), MachineError> {
+        self.boot(false)
+    }
+
+    /// The same; with `wait` the shipped guest is told what to run when it is ready.
+    fn boot(&mut self, wait: bool) -> Result<(), MachineError> {
         self.need("be started", MachineState::NotStarted)?;
         self.spec.fill_in().map_err(|cause| MachineError::Host {
             what: "random bytes",
             cause,
         })?;
         let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
-        let Built { mut vm, mut console } = vm::build(&spec, streams(&spec), &mut self.timing)?;
+        let launch = Launch {
+            streams: streams(&spec),
+            wait,
+        };
+        let Built { mut vm, mut console } = vm::build(&spec, launch, &mut self.timing)?;
         let terminal = take_terminal(&spec, &mut console)?;
         vm.start()?;
         footprint::drop_start_up_pages();

@@ -9,6 +9,7 @@ use berth_arch::x86_64::kind::HostKind;
 use super::{Live, Machine, MachineError, MachineState, deadline, take_terminal};
 use crate::events::EventKind;
 use crate::footprint;
+use crate::guest::Streams;
 use crate::snapshot::{
     self, Found, HostFacts, SnapshotError, SnapshotReport, SnapshotRequest, SnapshotTarget,
 };
@@ -43,6 +44,10 @@ pub struct Overrides {
     pub vsock: Option<PathBuf>,
     /// The CID of its vsock.
     pub cid: Option<u32>,
+    /// The command that the shipped guest is still to be told.
+    pub(crate) command: Option<Vec<String>>,
+    /// How the shipped guest's streams lead to the host's, if it has not been told yet.
+    pub(crate) streams: Option<Streams>,
     /// Whether the guest's clocks stay where they were, instead of passing the time that the machine missed.
     pub keep_clock: bool,
 }
@@ -79,7 +84,7 @@ impl Machine {
         let saved = Saved {
             memory: SavedMemory::Image(found.image()?),
             kind: found.body.host.kind,
-            streams: found.body.streams,
+            streams: request.overrides.streams.unwrap_or(found.body.streams),
             advance: if request.overrides.keep_clock {
                 |_| 0
             } else {
@@ -121,6 +126,9 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
         spec.serial = serial.clone();
     }
     spec.timeout = overrides.timeout;
+    if let Some(command) = &overrides.command {
+        spec.command.clone_from(command);
+    }
     if !overrides.taps.is_empty() {
         let (given, has) = (overrides.taps.len(), spec.nets.len());
         if given != has {

@@ -23,7 +23,7 @@ use super::{Board, BuildError, StateError, Vm, state};
 use crate::console::Console;
 use crate::console::output::Stream;
 use crate::console::panic::{PanicMessage, PanicWatch};
-use crate::guest::{self, Streams};
+use crate::guest::{self, Launch, Streams};
 use crate::irq::IrqLines;
 use crate::memory::image::{Image, Origin};
 use crate::memory::{self, MemoryError};
@@ -82,9 +82,9 @@ struct Base {
 }
 
 /// Builds what `spec` describes.
-pub(crate) fn build(spec: &ValidSpec, streams: Streams, timing: &mut Timing) -> Result<Built, BuildError> {
+pub(crate) fn build(spec: &ValidSpec, launch: Launch, timing: &mut Timing) -> Result<Built, BuildError> {
     let spec: &VmSpec = spec;
-    let outside = Outside::open(spec, streams)?;
+    let outside = Outside::open(spec, launch.streams)?;
     timing.mark("open files");
     let base = Base::new(memory::map(spec.memory.0)?, timing)?;
     let (mut vcpus, hint) = create_vcpus(&base.kvm, &base.vm, spec.cpus)?;
@@ -94,7 +94,7 @@ pub(crate) fn build(spec: &ValidSpec, streams: Streams, timing: &mut Timing) -> 
 
     let memory = &base.memory;
     let count = outside.devices.len();
-    let cmdline = command_line(spec, streams, count, kind);
+    let cmdline = command_line(spec, launch, count, kind);
     let boot = berth_boot::load(memory, &boot_request(spec, &kernel_source(spec), &cmdline))?;
     timing.mark("load the kernel");
     describe_machine(memory, spec, count)?;
@@ -103,7 +103,7 @@ pub(crate) fn build(spec: &ValidSpec, streams: Streams, timing: &mut Timing) -> 
 
     let facts = Facts {
         kind,
-        streams,
+        launch,
         origin: Origin::Nothing,
         assisted: kind == HostKind::Interpreted && spec.assist,
     };
@@ -139,7 +139,10 @@ pub(crate) fn restore(spec: &ValidSpec, saved: Saved, timing: &mut Timing) -> Re
     timing.mark("vCPUs");
     let facts = Facts {
         kind: saved.kind,
-        streams: saved.streams,
+        launch: Launch {
+            streams: saved.streams,
+            wait: false,
+        },
         origin: saved.memory.into_origin(),
         assisted: assists.first().is_some_and(Option::is_some),
     };
@@ -210,7 +213,7 @@ impl Base {
 /// What a machine is, besides what its spec says.
 struct Facts {
     kind: HostKind,
-    streams: Streams,
+    launch: Launch,
     origin: Origin,
     assisted: bool,
 }
@@ -232,7 +235,7 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
     } = outside;
     let events = ports::machine_events(stop.clone(), panic);
     let ports = Ports::new(&lines, outputs, &events)?;
-    if facts.streams == Streams::Piped {
+    if facts.launch.wait || facts.launch.streams == Streams::Piped {
         ports.legacy.com1.hold_input_until_out1();
     }
     let mut mmio = Bus::new();
@@ -265,7 +268,7 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
         origin: facts.origin,
         ioapic,
         kind: facts.kind,
-        streams: facts.streams,
+        streams: facts.launch.streams,
     };
     let vm = Vm::new(vcpus, virtio, ports.legacy, board, stop);
     Ok(Built { vm, console })
@@ -341,7 +344,7 @@ fn boot_request<'a>(spec: &'a VmSpec, kernel: &'a KernelSource, cmdline: &'a Com
 const FOREIGN_COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1";
 
 /// The kernel's command line: Berth's part, then the user's, then what the shipped init gets.
-fn command_line(spec: &VmSpec, streams: Streams, devices: usize, kind: HostKind) -> CommandLine {
+fn command_line(spec: &VmSpec, launch: Launch, devices: usize, kind: HostKind) -> CommandLine {
     let mut line = CommandLine::new();
     let shipped = spec.kernel.is_none();
     if let Some(text) = &spec.cmdline_replace {
@@ -366,7 +369,7 @@ fn command_line(spec: &VmSpec, streams: Streams, devices: usize, kind: HostKind)
     }
     line.push(spec.cmdline.as_str());
     if shipped {
-        line.set_init_arguments(guest::init_words(&spec.command, streams));
+        line.set_init_arguments(launch.words(&spec.command));
     }
     line
 }
@@ -432,7 +435,11 @@ mod tests {
     use super::*;
 
     fn text(spec: &VmSpec, kind: HostKind) -> String {
-        command_line(spec, Streams::Piped, 1, kind).text()
+        let launch = Launch {
+            streams: Streams::Piped,
+            wait: false,
+        };
+        command_line(spec, launch, 1, kind).text()
     }
 
     #[test]

@@ -1,0 +1,84 @@
+//! Warm starts: a shipped guest that was saved when it was ready, or that is now.
+
+use super::{LoadRequest, Machine, MachineError, Overrides, streams};
+use crate::guest::Streams;
+use crate::snapshot::SnapshotTarget;
+use crate::spec::{self, Limits};
+use crate::warm::{self, Entry};
+
+impl Machine {
+    /// Starts the shipped guest from `entry` if it is there; otherwise boots it and keeps it there when it is ready.
+    pub fn start_warm(&mut self, entry: Entry) -> Result<(), MachineError> {
+        if let Some(from) = entry.snapshot() {
+            match self.restore_warm(from) {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!("the guest kept in the cache cannot be used, so it boots: {error}");
+                    entry.remove();
+                }
+            }
+        }
+        self.boot(true)?;
+        self.warming = Some(entry);
+        Ok(())
+    }
+
+    fn restore_warm(&mut self, from: SnapshotTarget) -> Result<(), MachineError> {
+        let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
+        let streams = streams(&spec);
+        self.load(&LoadRequest {
+            from,
+            resume: false,
+            overrides: Overrides {
+                serial: Some(spec.serial.clone()),
+                timeout: spec.timeout,
+                command: Some(spec.command.clone()),
+                streams: Some(streams),
+                keep_clock: true,
+                ..Overrides::default()
+            },
+            verify: false,
+        })?;
+        self.instruct(streams)?;
+        self.resume()
+    }
+
+    /// The guest says that it is ready. If it boots to be kept, it is, and then told what to run.
+    pub(crate) fn guest_is_ready(&mut self) -> Result<(), MachineError> {
+        let Some(entry) = self.warming.take() else {
+            return Ok(());
+        };
+        if let Err(error) = self.keep(&entry) {
+            // The next start will be as slow as this one; nothing else is lost.
+            tracing::warn!("the booted guest cannot be kept: {error}");
+        }
+        let streams = self.live("be told what to run")?.vm.streams();
+        self.instruct(streams)
+    }
+
+    fn keep(&mut self, entry: &Entry) -> Result<(), MachineError> {
+        let host = |cause| MachineError::Host {
+            what: "a place in the cache",
+            cause,
+        };
+        let request = entry.request().map_err(host)?;
+        self.pause()?;
+        let saved = self.snapshot(&request);
+        self.resume()?;
+        saved?;
+        entry.keep().map_err(host)
+    }
+
+    /// Tells the waiting guest what to run.
+    fn instruct(&mut self, streams: Streams) -> Result<(), MachineError> {
+        let line = warm::words(&self.spec.command, streams).map_err(|cause| MachineError::Host {
+            what: "random bytes",
+            cause,
+        })?;
+        self.live("be told what to run")?
+            .console
+            .input
+            .say(line.as_bytes());
+        Ok(())
+    }
+}

@@ -37,6 +37,8 @@ pub(crate) struct Input {
     /// Keys for Berth, where the source is a terminal in raw mode.
     escape: Option<Escape>,
     framed: bool,
+    /// Nothing goes to the line before Berth has said something itself.
+    held: bool,
     pending: Vec<u8>,
 }
 
@@ -51,6 +53,7 @@ impl Input {
             source,
             escape: None,
             framed,
+            held: false,
             pending: Vec::new(),
         };
         if matches!(input.source, Source::None) {
@@ -114,8 +117,14 @@ impl Input {
         self.accept(&chunk[..count])
     }
 
+    /// Keeps input back until [`say`](Self::say): the guest is to hear from Berth first.
+    pub(crate) fn hold(&mut self) {
+        self.held = true;
+    }
+
     /// Gives the line `bytes` of Berth's own, before any input that has not gone to it.
     pub(crate) fn say(&mut self, bytes: &[u8]) {
+        self.held = false;
         self.pending.splice(0..0, bytes.iter().copied());
     }
 
@@ -158,6 +167,9 @@ impl Input {
 
     /// Gives the line as much as it takes: `take` returns how many bytes it took.
     pub(crate) fn deliver(&mut self, take: impl Fn(&[u8]) -> usize) {
+        if self.held {
+            return;
+        }
         let taken = take(&self.pending);
         self.pending.drain(..taken.min(self.pending.len()));
     }
@@ -225,6 +237,17 @@ mod tests {
         writer.write_all(&[b'a'; 2 * TYPED_AHEAD]).unwrap();
         input.read();
         assert!(input.source().is_none());
+    }
+
+    #[test]
+    fn input_that_came_early_goes_to_the_line_after_what_berth_says() {
+        let (mut input, mut writer) = piped(true);
+        input.hold();
+        writer.write_all(b"ab").unwrap();
+        input.read();
+        assert_eq!(taken(&mut input), b"");
+        input.say(b"words\n");
+        assert_eq!(taken(&mut input), b"words\n\x02ab");
     }
 
     #[test]

@@ -134,6 +134,9 @@ impl Machine {
         };
         let Built { mut vm, mut console } = vm::build(&spec, launch, &mut self.timing)?;
         let terminal = take_terminal(&spec, &mut console)?;
+        if wait {
+            console.input.hold();
+        }
         vm.start()?;
         footprint::drop_start_up_pages();
         self.live = Some(Live {

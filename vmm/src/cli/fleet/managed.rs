@@ -87,6 +87,7 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
             boot_timing: false,
             start: Instant::now(),
             wait: false,
+            cold: false,
             load: None,
             save_when_ready: None,
             identity: Some(entry.identity()),
@@ -107,7 +108,7 @@ pub(in super::super) fn run_registered(mut args: RunArgs, start: Instant) -> u8 
         Ok(log) => log,
         Err(code) => return code,
     };
-    let (boot_timing, remove) = (args.boot_timing, args.rm);
+    let (boot_timing, cold, remove) = (args.boot_timing, args.cold, args.rm);
     let entry = match life::register(&fleet, args, false) {
         Ok(entry) => entry,
         Err(code) => {
@@ -128,6 +129,7 @@ pub(in super::super) fn run_registered(mut args: RunArgs, start: Instant) -> u8 
                 boot_timing,
                 start,
                 wait: false,
+                cold,
                 load: None,
                 save_when_ready: None,
                 identity: Some(entry.identity()),

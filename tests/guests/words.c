@@ -20,7 +20,7 @@ int main(void)
 		complete = line_complete(got);
 	}
 	if (!complete) {
-		puts("no line");
+		fputs("no line", stdout);
 		return 0;
 	}
 	read_words(&request, incoming.text);

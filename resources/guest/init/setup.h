@@ -107,6 +107,11 @@ static void make_own(const struct request *request)
 	}
 	if (machine_id_file >= 0)
 		close(machine_id_file);
-	if (request->hostname)
-		my_syscall2(__NR_sethostname, request->hostname, strlen(request->hostname));
+	if (request->hostname) {
+		/* Not an argument below: a call there would take the registers that hold the others. */
+		unsigned long length = strlen(request->hostname);
+
+		if (my_syscall2(__NR_sethostname, request->hostname, length) < 0)
+			fail("setting the host's name");
+	}
 }

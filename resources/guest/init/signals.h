@@ -92,18 +92,18 @@ static int wait_for(struct poll_request *poll, const long *time)
 	return my_syscall5(__NR_ppoll, poll, 1, time ? limit : 0, &none, sizeof(none)) > 0;
 }
 
-static long monotonic_seconds(void)
+static long milliseconds(void)
 {
 	long now[2];
 
 	my_syscall2(__NR_clock_gettime, 1 /* CLOCK_MONOTONIC */, now);
-	return now[0];
+	return now[0] * 1000 + now[1] / 1000000;
 }
 
-/* Waits until there are no other processes (returns 1), another wish for the end, or the second `end`. */
+/* Waits until there are no other processes (returns 1), another wish for the end, or the millisecond `end`. */
 static int wait_for_last(long end, int wishes)
 {
-	const long slice[2] = { 1, 0 };
+	const long slice[2] = { 0, 200000000 };
 	struct poll_request nothing = { -1, 0, 0 };
 
 	for (;;) {
@@ -114,30 +114,30 @@ static int wait_for_last(long end, int wishes)
 		while (ended > 0);
 		if (ended < 0)
 			return 1;
-		if (monotonic_seconds() >= end || (wishes >= 0 && end_wanted > wishes))
+		if (milliseconds() >= end || (wishes >= 0 && end_wanted > wishes))
 			return 0;
 		wait_for(&nothing, slice);
 	}
 }
 
 /*
- * Ends all other processes and the machine: by SIGTERM; after two seconds by SIGHUP, since an interactive shell ends at no
- * other, and `shell` at once; by SIGKILL after five, or when the host asks again.
+ * Ends all other processes and the machine: by SIGTERM; after three seconds by SIGHUP, since an interactive shell ends at no
+ * other, and `shell` at once; by SIGKILL after six, or when the host asks again.
  */
 static void __attribute__((noreturn)) end_politely(int shell)
 {
 	int wishes = end_wanted;
-	long now = monotonic_seconds();
+	long now = milliseconds();
 
 	my_syscall2(__NR_kill, -1, 15 /* SIGTERM */);
 	if (shell > 0)
 		my_syscall2(__NR_kill, shell, 1 /* SIGHUP */);
 	my_syscall2(__NR_kill, -1, 18 /* SIGCONT */);
-	if (!wait_for_last(now + 2, wishes)) {
+	if (!wait_for_last(now + 3000, wishes)) {
 		my_syscall2(__NR_kill, -1, 1 /* SIGHUP */);
-		if (!wait_for_last(now + 5, wishes)) {
+		if (!wait_for_last(now + 6000, wishes)) {
 			my_syscall2(__NR_kill, -1, 9 /* SIGKILL */);
-			wait_for_last(now + 7, -1);
+			wait_for_last(now + 8000, -1);
 		}
 	}
 	my_syscall0(__NR_sync);

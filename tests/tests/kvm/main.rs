@@ -14,6 +14,7 @@ mod disk;
 mod ends;
 mod formats;
 mod hostile;
+mod init;
 mod linux;
 mod net;
 mod shipped;

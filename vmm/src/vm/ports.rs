@@ -171,6 +171,7 @@ pub(crate) fn machine_events(stop: Arc<StopCell>, panic: PanicMessage) -> Machin
                 None => StopReason::Reset,
             },
             MachineEvent::Ready => {
+                tracing::debug!("the guest is ready");
                 stop.tell_ready();
                 return;
             }

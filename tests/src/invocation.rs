@@ -174,6 +174,8 @@ impl Invocation {
         words.extend(self.arguments);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
+        // Tests start from a guest that one of them has booted, and from none that the user has.
+        command.env("BERTH_CACHE_DIR", program::cache());
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }

@@ -270,7 +270,9 @@ fn a_command_line_that_does_not_fit_or_is_no_text() {
     scratch.refuses_arguments(["--cmdline", &"x".repeat(3000)], &["command line", "2047"]);
     scratch.refuses_arguments(["--cmdline", "ümlaut"], &["command line", "ü"]);
     let long = vec!["word"; 900];
-    scratch.refuses(run::<&str>([]).command(long), &["command line", "2047"]);
+    scratch.refuses(run(["--cold"]).command(long), &["command line", "2047"]);
+    let longer = vec!["word"; 20_000];
+    scratch.refuses(run::<&str>([]).command(longer), &["command", "64000"]);
 }
 
 #[test]

@@ -63,6 +63,9 @@ pub enum Command {
     Rm(RemoveArgs),
     /// Print what happens to VMs, as it happens
     Events(EventsArgs),
+    /// List the guests that are kept booted for warm starts, or clear them
+    #[command(long_about = CACHE_ABOUT)]
+    Cache(CacheArgs),
     /// Say what this host offers to virtual machines, and what to do where something lacks
     #[command(after_help = "The exit code is 0 if guests can run here, and 125 if not.")]
     Doctor(DoctorArgs),
@@ -104,6 +107,13 @@ Attach to a VM's console; Ctrl-A d detaches.
 
 What the guest said while nobody was attached comes first, up to 256 KiB; berth logs has more. One can be attached at a time. When \
 the VM ends, this ends with the VM's exit code.";
+
+const CACHE_ABOUT: &str = "\
+List the guests that are kept booted for warm starts, or clear them.
+
+berth run boots the shipped guest once for each set of arguments that shape it (CPUs, memory, devices), keeps it as it was when it was \
+ready, and goes on from there ever after. They lie in $BERTH_CACHE_DIR, $XDG_CACHE_HOME/berth or ~/.cache/berth, take 1 GiB at most, \
+and hold nothing of any run. A new boot of the host, another CPU or another Berth makes new ones.";
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -310,6 +320,24 @@ pub struct RunArgs {
     /// Command for the shipped guest to run instead of a shell
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// Arguments of `berth cache`.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// Print the list as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// What to do instead of listing
+    #[command(subcommand)]
+    pub verb: Option<CacheVerb>,
+}
+
+/// What `berth cache` can do.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum CacheVerb {
+    /// Remove all of them; the next start boots
+    Clear,
 }
 
 /// Arguments of `berth doctor`.

@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser};
 use schemars::schema_for;
 
 mod args;
+mod cache;
 mod fleet;
 mod refusal;
 mod run;
@@ -47,6 +48,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Wait(args) => fleet::wait(&args),
         Command::Rm(args) => fleet::remove(args),
         Command::Events(args) => fleet::events(args),
+        Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => examine(&args),
         Command::Schema => print(&schema()),
         Command::Completions { shell } => {

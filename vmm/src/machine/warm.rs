@@ -1,14 +1,30 @@
 //! Warm starts: a shipped guest that was saved when it was ready, or that is now.
 
 use super::{LoadRequest, Machine, MachineError, Overrides, streams};
-use crate::guest::Streams;
+use crate::guest::{self, Streams};
 use crate::snapshot::SnapshotTarget;
-use crate::spec::{self, Limits};
+use crate::spec::{self, Fault, Limits};
 use crate::warm::{self, Entry};
+
+/// Bytes of the words for a command that a waiting guest has room for, with what comes before them to spare.
+const COMMAND_MOST: usize = 64_000;
+
+fn check_command(command: &[String]) -> Result<(), MachineError> {
+    let bytes = guest::init_words(command, Streams::Piped).len();
+    if bytes <= COMMAND_MOST {
+        return Ok(());
+    }
+    let message = format!(
+        "its words take {bytes} bytes, more than the {COMMAND_MOST} that the shipped guest can be told; put them in a script on a disk \
+         or on its standard input"
+    );
+    Err(MachineError::Faults(vec![Fault::new("command", message)]))
+}
 
 impl Machine {
     /// Starts the shipped guest from `entry` if it is there; otherwise boots it and keeps it there when it is ready.
     pub fn start_warm(&mut self, entry: Entry) -> Result<(), MachineError> {
+        check_command(&self.spec.command)?;
         if let Some(from) = entry.snapshot() {
             match self.restore_warm(from) {
                 Ok(()) => return Ok(()),

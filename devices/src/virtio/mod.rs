@@ -5,6 +5,7 @@ pub mod blk;
 pub mod config_change;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod console;
 pub mod device;
 pub mod handle;
 pub mod mailbox;

@@ -11,6 +11,7 @@ use berth_devices::Memory;
 use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PageReturner};
 use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk};
 use berth_devices::virtio::conformance;
+use berth_devices::virtio::console::{Console, NullPort};
 use berth_devices::virtio::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -43,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     target("block", block, Vec::new),
     target("vsock", vsock, vsock::seeds),
     target("balloon", balloon, Vec::new),
+    target("console", console, Vec::new),
     target("ports", ports, Vec::new),
 ];
 
@@ -127,6 +129,13 @@ pub fn balloon(data: &[u8]) {
     conformance::fuzz_queue(Box::new(balloon), data);
 }
 
+/// Gives a console's handlers, those of its control messages too, requests made of the bytes.
+pub fn console(data: &[u8]) {
+    let ports = ["", "agent"].map(|name| (name.to_owned(), Box::new(NullPort) as _));
+    let (console, _) = Console::new(ports.into()).expect("a descriptor");
+    conformance::fuzz_queue(Box::new(console), data);
+}
+
 /// Accesses the port devices as the bytes say.
 pub fn ports(data: &[u8]) {
     ports::run(data);
@@ -173,6 +182,10 @@ deflate_on_oom = true
 stats_interval = 5
 free_page_reporting = true
 free_page_hinting = true
+
+[[consoles]]
+name = "agent"
+socket = "s"
 
 [[disks]]
 path = "disk.img"

@@ -9,6 +9,7 @@
 mod bad_input;
 mod balloon;
 mod codes;
+mod console;
 mod debian;
 mod disk;
 mod ends;

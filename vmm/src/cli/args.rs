@@ -12,7 +12,9 @@ use super::fleet::args::{
 };
 use crate::exit_code;
 use crate::logging::Filter;
-use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, NetSpec, OptionError, SerialSpec, VsockSpec};
+use crate::spec::{
+    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, NetSpec, OptionError, SerialSpec, VsockSpec,
+};
 
 /// Berth runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -179,6 +181,17 @@ pub struct RunArgs {
         help_heading = "VM"
     )]
     pub balloon: Option<BalloonSpec>,
+
+    /// A port of a console beside the serial port; repeatable
+    ///
+    /// The first one is a console (hvc0), the others are found by their names in the guest.
+    #[arg(
+        long,
+        value_name = "[name=NAME,]socket=PATH|file=PATH|null",
+        value_parser = option(ConsoleSpec::from_option),
+        help_heading = "VM"
+    )]
+    pub console: Vec<ConsoleSpec>,
 
     /// Whether the guest has a source of entropy [default: on]
     #[arg(long, value_name = "on|off", value_parser = switch, help_heading = "VM")]

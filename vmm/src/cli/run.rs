@@ -15,7 +15,7 @@ use crate::logging::{self, Filter, Log, Target};
 use crate::machine::{LoadRequest, Overrides};
 use crate::run::{self, RunOptions};
 use crate::snapshot::{SnapshotRequest, SnapshotTarget};
-use crate::spec::{self, ByteSize, Fault, Limits, SerialSpec, ValidSpec, VmSpec};
+use crate::spec::{self, ByteSize, ConsoleSpec, Fault, Limits, SerialSpec, ValidSpec, VmSpec};
 
 /// Runs it. Returns the exit code.
 pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
@@ -216,6 +216,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         nets,
         vsock,
         balloon,
+        consoles,
         rng,
         // Only files have it.
         rng_rate_limit: _,
@@ -241,6 +242,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
     set(nets, Some(args.net).filter(|nets| !nets.is_empty()));
     set(vsock, args.vsock.map(Some));
     set(balloon, args.balloon.map(Some));
+    set(consoles, Some(args.console).filter(|ports| !ports.is_empty()));
     set(rng, args.rng);
     set(serial, args.serial);
     set(timeout, args.timeout.map(Some));
@@ -268,7 +270,8 @@ pub(super) fn portable(spec: ValidSpec) -> Result<VmSpec, Fault> {
         .kernel
         .iter()
         .chain(&spec.initrd)
-        .chain(spec.disks.iter().map(|disk| &disk.path));
+        .chain(spec.disks.iter().map(|disk| &disk.path))
+        .chain(spec.consoles.iter().flat_map(ConsoleSpec::paths));
     if let Some(path) = paths
         .chain(serial_path(&spec.serial))
         .find(|path| path.to_str().is_none())

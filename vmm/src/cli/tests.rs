@@ -6,7 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::spec::tests::any_spec;
-use crate::spec::{BalloonSpec, ByteSize, DiskSpec, Entry, Limits, NetSpec, SerialSpec, VsockSpec, validate};
+use crate::spec::{
+    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, Limits, NetSpec, SerialSpec, VsockSpec, validate,
+};
 
 fn parse<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<RunArgs, clap::Error> {
     let words = ["berth", "run"]
@@ -36,7 +38,7 @@ fn no_argument_is_the_guest_that_ships_with_berth() {
 #[test]
 fn each_flag_fills_its_field() {
     let text = "--cpus 4 --memory 2G --kernel k --entry pvh --initrd i --cmdline a=b --cmdline -c --cmdline-replace r --cmdline-base s \
-        --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
+        --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --console socket=s,name=n --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
     let expected = VmSpec {
         cpus: 4,
         memory: ByteSize(2 << 30),
@@ -75,6 +77,11 @@ fn each_flag_fills_its_field() {
             stats_interval: 5,
             ..BalloonSpec::default()
         }),
+        consoles: vec![ConsoleSpec {
+            name: "n".to_owned(),
+            socket: Some("s".into()),
+            file: None,
+        }],
         rng: false,
         rng_rate_limit: None,
         serial: SerialSpec::File("log".into()),
@@ -281,6 +288,16 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .as_ref()
             .map_or_else(String::new, |serial| format!(",serial={}", double(serial)));
         words.push(format!("--disk={}{ro}{serial}", double(&path(&disk.path)?)));
+    }
+    for port in &spec.consoles {
+        let name = double(&port.name);
+        let place = match (&port.socket, &port.file) {
+            (Some(path), None) => format!("socket={}", double(path.to_str()?)),
+            (None, Some(path)) => format!("file={}", double(path.to_str()?)),
+            (None, None) => "null".to_owned(),
+            (Some(_), Some(_)) => return None,
+        };
+        words.push(format!("--console=name={name},{place}"));
     }
     for net in &spec.nets {
         if net.rx_rate_limit.is_some() || net.tx_rate_limit.is_some() {

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 mod balloon;
+mod console;
 mod file;
 mod limit;
 mod options;
@@ -20,6 +21,7 @@ mod validate;
 mod vsock;
 
 pub use balloon::BalloonSpec;
+pub use console::ConsoleSpec;
 pub(crate) use file::json;
 pub use file::{FileError, Format, ParseError, parse, read};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
@@ -64,6 +66,9 @@ pub struct VmSpec {
     /// A balloon, through which the guest gives memory back.
     #[serde(deserialize_with = "table::optional")]
     pub balloon: Option<BalloonSpec>,
+    /// Ports of a console beside the serial port (virtio-console), the first of which is a console.
+    #[serde(deserialize_with = "table::list")]
+    pub consoles: Vec<ConsoleSpec>,
     /// Whether the guest has a source of entropy (virtio-rng).
     pub rng: bool,
     /// Limits to the source of entropy.
@@ -93,6 +98,7 @@ impl Default for VmSpec {
             nets: Vec::new(),
             vsock: None,
             balloon: None,
+            consoles: Vec::new(),
             rng: true,
             rng_rate_limit: None,
             serial: SerialSpec::Stdio,
@@ -111,11 +117,13 @@ impl VmSpec {
         };
         let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
         let vsock = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
+        let consoles = self.consoles.iter_mut().flat_map(ConsoleSpec::paths_mut);
         self.kernel
             .iter_mut()
             .chain(&mut self.initrd)
             .chain(disks)
             .chain(vsock)
+            .chain(consoles)
             .chain(serial)
     }
 

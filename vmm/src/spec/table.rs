@@ -8,7 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{BalloonSpec, BandwidthSpec, DiskSpec, NetSpec, OpsSpec, RateLimitSpec, VsockSpec};
+use super::{BalloonSpec, BandwidthSpec, ConsoleSpec, DiskSpec, NetSpec, OpsSpec, RateLimitSpec, VsockSpec};
 
 /// What a table describes, for the one who wrote something else.
 pub(super) trait Described {
@@ -30,6 +30,10 @@ impl Described for VsockSpec {
 
 impl Described for BalloonSpec {
     const WHAT: &str = "a balloon; give a table, which may be empty";
+}
+
+impl Described for ConsoleSpec {
+    const WHAT: &str = "a console's port; give a table with a socket or a file";
 }
 
 impl Described for RateLimitSpec {

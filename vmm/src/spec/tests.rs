@@ -50,6 +50,15 @@ fn net() -> impl Strategy<Value = NetSpec> {
     })
 }
 
+fn console() -> impl Strategy<Value = ConsoleSpec> {
+    let path = || proptest::option::of(".{0,20}");
+    ("[a-z.]{0,10}", path(), path()).prop_map(|(name, socket, file)| ConsoleSpec {
+        name,
+        socket: socket.map(Into::into),
+        file: file.map(Into::into),
+    })
+}
+
 fn balloon() -> impl Strategy<Value = BalloonSpec> {
     (any::<u64>(), any::<[bool; 3]>(), 0..=i64::MAX as u64).prop_map(|(target, switches, stats_interval)| {
         let [deflate_on_oom, free_page_reporting, free_page_hinting] = switches;
@@ -91,11 +100,11 @@ prop_compose! {
         cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        rng_rate_limit in limit(), (vsock, balloon) in (proptest::option::of(vsock()), proptest::option::of(balloon())), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
+        rng_rate_limit in limit(), (vsock, balloon, consoles) in (proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
     ) -> VmSpec {
         VmSpec {
             cpus, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, cmdline_base, command, disks, nets, vsock, balloon, rng, rng_rate_limit, serial, timeout, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, nets, vsock, balloon, consoles, rng, rng_rate_limit, serial, timeout, assist,
         }
     }
 }
@@ -159,6 +168,7 @@ fn the_schema_describes_every_field_and_knows_no_others() {
         "DiskSpec",
         "NetSpec",
         "BalloonSpec",
+        "ConsoleSpec",
         "RateLimitSpec",
         "BandwidthSpec",
         "OpsSpec",

@@ -15,7 +15,7 @@ use berth_arch::x86_64::layout;
 
 use crate::unix::PATH_MAX as SOCKET_PATH_MAX;
 
-use super::{ByteSize, DiskSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec, VsockSpec};
+use super::{ByteSize, DiskSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec, VsockSpec, console};
 
 /// The least memory: the boot structures and firmware tables take the first MiB, a kernel must lie above.
 pub const MEMORY_MIN: ByteSize = ByteSize(2 << 20);
@@ -121,6 +121,7 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
     // Beyond their number, one sentence is more use than a thousand.
     if faults.device_count(spec) {
         faults.devices(spec);
+        console::check(&mut faults, &spec.consoles);
     }
     faults.serial(&spec.serial);
     if faults.0.is_empty() {
@@ -130,10 +131,10 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
     }
 }
 
-struct Faults(Vec<Fault>);
+pub(super) struct Faults(Vec<Fault>);
 
 impl Faults {
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.0.push(Fault::new(field, message));
     }
 
@@ -241,7 +242,7 @@ impl Faults {
         }
     }
 
-    fn path(&mut self, field: impl Into<String>, path: &Path, instead: &str) {
+    pub(super) fn path(&mut self, field: impl Into<String>, path: &Path, instead: &str) {
         if path.as_os_str().is_empty() {
             self.add(field, format!("the path is empty; {instead}"));
         } else if path.as_os_str().as_bytes().contains(&0) {
@@ -407,6 +408,7 @@ impl Faults {
             spec.rng,
             spec.balloon.is_some(),
             spec.vsock.is_some(),
+            !spec.consoles.is_empty(),
         ];
         let own = own.iter().filter(|device| **device).count();
         let room = layout::VIRTIO_MMIO_MAX - own;

@@ -10,6 +10,7 @@ use berth_arch::x86_64::mptable::MpTableError;
 use berth_boot::BootError;
 use berth_devices::bus::BusError;
 use berth_devices::virtio::blk::DiskError;
+use berth_devices::virtio::console::PortError;
 use berth_devices::virtio::net::TapError;
 use berth_devices::virtio::vsock::VsockError;
 
@@ -70,6 +71,14 @@ pub enum BuildError {
     /// The vsock is wrong.
     #[error("vsock: {0}")]
     Vsock(#[from] VsockError),
+    /// A console's port leads nowhere.
+    #[error("console {number}: {cause}")]
+    Port {
+        /// Which, from 1, in the spec's order.
+        number: usize,
+        /// What is wrong.
+        cause: PortError,
+    },
     /// The serial line leads nowhere.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -108,6 +117,7 @@ impl BuildError {
                 | Self::Disk { .. }
                 | Self::Net { .. }
                 | Self::Vsock(_)
+                | Self::Port { .. }
                 | Self::Console(_)
                 | Self::State(_)
         )

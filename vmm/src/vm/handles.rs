@@ -3,6 +3,7 @@
 
 use berth_devices::virtio::balloon::BalloonHandle;
 use berth_devices::virtio::blk::BlockHandle;
+use berth_devices::virtio::console::ConsoleHandle;
 use berth_devices::virtio::net::NetHandle;
 
 /// The ways to a VM's devices, for whoever controls it.
@@ -14,4 +15,6 @@ pub struct DeviceHandles {
     pub nets: Vec<(Option<String>, NetHandle)>,
     /// The balloon, if the VM has one.
     pub balloon: Option<BalloonHandle>,
+    /// The console, if the VM has one.
+    pub console: Option<ConsoleHandle>,
 }

@@ -8,6 +8,7 @@ use berth_devices::Memory;
 use berth_devices::bus::Bus;
 use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PAGE};
 use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk, StaticDisk};
+use berth_devices::virtio::console::{Console, FilePort, NullPort, PortBackend, PortError, SocketPort};
 use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioTransport;
 use berth_devices::virtio::net::{self, Net, Tap};
@@ -23,7 +24,7 @@ use crate::guest;
 use crate::io_thread::IoThread;
 use crate::irq::IrqLines;
 use crate::page_returner::ReturnPages;
-use crate::spec::{BalloonSpec, RateLimitSpec, VmSpec};
+use crate::spec::{BalloonSpec, ConsoleSpec, RateLimitSpec, VmSpec};
 
 /// Devices that were opened, and the ways to them.
 #[derive(Default)]
@@ -40,7 +41,7 @@ impl Devices {
 }
 
 /// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, nets, vsock, balloon,
-/// rng.
+/// console, rng.
 pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
     let mut handles = DeviceHandles::default();
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -93,6 +94,16 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
         devices.push(Box::new(balloon));
         handles.balloon = Some(handle);
     }
+    if !spec.consoles.is_empty() {
+        let ports = (1..).zip(&spec.consoles).map(|(number, spec)| {
+            let backend = port(spec).map_err(|cause| BuildError::Port { number, cause })?;
+            Ok((spec.name.clone(), backend))
+        });
+        let ports = ports.collect::<Result<_, BuildError>>()?;
+        let (console, handle) = Console::new(ports).map_err(descriptor)?;
+        devices.push(Box::new(console));
+        handles.console = Some(handle);
+    }
     if spec.rng {
         let rng = match &spec.rng_rate_limit {
             Some(limit) => Rng::new()
@@ -115,6 +126,15 @@ fn allow_descriptors() {
     if let Err(cause) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!("the number of the guest's connections is limited to that of open files: {cause}");
     }
+}
+
+/// Where a console's port leads.
+fn port(spec: &ConsoleSpec) -> Result<Box<dyn PortBackend>, PortError> {
+    Ok(match (&spec.socket, &spec.file) {
+        (Some(path), _) => Box::new(SocketPort::bind(path)?),
+        (None, Some(path)) => Box::new(FilePort::open(path)?),
+        (None, None) => Box::new(NullPort),
+    })
 }
 
 fn descriptor(cause: std::io::Error) -> BuildError {

@@ -233,6 +233,12 @@ impl DeviceQueue {
     /// comes back by itself when it can serve it.
     pub fn put_off(&mut self) {
         self.undo_pop(1);
+        self.end_turn();
+    }
+
+    /// Takes no more in this turn of [`drain_by`](Self::drain_by), though there may be more: the device comes back by itself
+    /// when it has something to do with it.
+    pub fn end_turn(&mut self) {
         self.put_off = true;
     }
 

@@ -1,0 +1,58 @@
+//! The virtio console: bytes pass both ways between a port in the guest and a socket of the host.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
+use berth_tests::invocation::script;
+
+#[test]
+fn a_console_and_a_named_port_talk_to_sockets_of_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let [console, agent] = ["console", "agent"].map(|name| folder.path().join(name));
+    // The console echoes one line, the port another; then each learns that the other end has gone.
+    let mut running = script(
+        "set -e
+         echo $(cat /sys/class/virtio-ports/*/name)
+         port=$(ls /dev/vport*p1)
+         echo ready
+         exec 3<>/dev/hvc0
+         stty -F /dev/hvc0 raw -echo
+         read line <&3
+         echo \"console: $line\" >&3
+         exec 4<>$port
+         read line <&4
+         echo \"agent: $line\" >&4
+         exec 4<&-
+         echo closed",
+    )
+    .args([
+        "--console",
+        &format!("name=org.berth.console,socket={}", console.display()),
+    ])
+    .args([
+        "--console",
+        &format!("name=org.berth.agent,socket={}", agent.display()),
+    ])
+    .start();
+    let said = running.wait_for("ready");
+    assert!(said.contains("org.berth.console org.berth.agent"), "{said}");
+    let talk = |path: &std::path::Path, text: &str| {
+        let mut client = UnixStream::connect(path).unwrap();
+        writeln!(client, "{text}").unwrap();
+        let mut answer = String::new();
+        let mut reader = BufReader::new(client);
+        reader.read_line(&mut answer).unwrap();
+        (answer, reader)
+    };
+    let (answer, _console) = talk(&console, "hello console");
+    assert_eq!(answer, "console: hello console\n");
+    let (answer, mut agent) = talk(&agent, "hello agent");
+    assert_eq!(answer, "agent: hello agent\n");
+    // The guest has closed its end.
+    let mut rest = String::new();
+    assert_eq!(agent.read_line(&mut rest).unwrap(), 0, "{rest}");
+    let outcome = running.finish();
+    outcome.expect_code(0);
+    assert!(outcome.out().ends_with("closed\n"), "{outcome}");
+    assert!(!console.exists(), "the socket is left behind");
+}

@@ -5,11 +5,11 @@ use berth_devices::virtio::net::Tap;
 
 use super::configure::{after_start, amend, before_start};
 use super::error::ApiError;
+use super::limits;
 use super::route::Scene;
 use super::side::{DriveExtra, Side};
 use super::types::{
-    Drive, EntropyDevice, NetworkInterface, PartialDrive, PartialNetworkInterface, RateLimiter, SerialDevice,
-    Vsock,
+    Drive, EntropyDevice, NetworkInterface, PartialDrive, PartialNetworkInterface, SerialDevice, Vsock,
 };
 use crate::spec::{DiskSpec, NetSpec, SerialSpec, VmSpec, VsockSpec};
 
@@ -21,16 +21,6 @@ fn same_id(field: &str, path: &str, body: &str) -> Result<(), ApiError> {
     Err(ApiError::bad(format!(
         "{field}: The id from the path [{path}] does not match the id from the body [{body}]!"
     )))
-}
-
-fn no_limit(field: &str, limit: Option<&RateLimiter>) -> Result<(), ApiError> {
-    match limit {
-        Some(limit) if *limit != RateLimiter::default() => Err(ApiError::lacks(
-            field,
-            "Berth does not limit rates yet; leave it out",
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// The name of disk `number`, from 1, which one by a flag may not have.
@@ -55,7 +45,7 @@ pub(crate) fn drives(spec: &VmSpec, side: &Side) -> Vec<Drive> {
             cache_type: extra.cache,
             is_read_only: disk.read_only,
             path_on_host: Some(disk.path.clone()),
-            rate_limiter: extra.rate,
+            rate_limiter: limits::of(disk.rate_limit.as_ref()),
             io_engine: extra.engine,
             socket: None,
         }
@@ -70,8 +60,8 @@ pub(crate) fn nets(spec: &VmSpec) -> Vec<NetworkInterface> {
         host_dev_name: net.tap.clone(),
         guest_mac: net.mac.clone(),
         mtu: None,
-        rx_rate_limiter: None,
-        tx_rate_limiter: None,
+        rx_rate_limiter: limits::of(net.rx_rate_limit.as_ref()),
+        tx_rate_limiter: limits::of(net.tx_rate_limit.as_ref()),
     };
     (1..).zip(&spec.nets).map(interface).collect()
 }
@@ -87,7 +77,6 @@ pub(crate) fn put_drive(scene: &mut Scene<'_>, id: &str, drive: Drive) -> Result
     let Some(path) = drive.path_on_host.clone() else {
         return Err(ApiError::bad("path_on_host: the field is missing; add it."));
     };
-    no_limit("rate_limiter", drive.rate_limiter.as_ref())?;
     let other_root = |(name, other): (&String, &DriveExtra)| other.root && name != id;
     if drive.is_root_device && scene.side.drives.iter().any(other_root) {
         return Err(ApiError::bad(
@@ -105,6 +94,7 @@ pub(crate) fn put_drive(scene: &mut Scene<'_>, id: &str, drive: Drive) -> Result
             id: Some(id.to_owned()),
             path,
             read_only: drive.is_read_only,
+            rate_limit: limits::spec(drive.rate_limiter),
             ..DiskSpec::default()
         };
         let at = spec.disks.iter().position(|disk| disk.id.as_deref() == Some(id));
@@ -123,7 +113,6 @@ pub(crate) fn put_drive(scene: &mut Scene<'_>, id: &str, drive: Drive) -> Result
         partuuid: drive.partuuid,
         cache: drive.cache_type,
         engine: drive.io_engine,
-        rate: drive.rate_limiter,
     };
     scene.side.drives.insert(id.to_owned(), extra);
     tell_root(scene)
@@ -160,17 +149,35 @@ pub(crate) fn tell_root(scene: &mut Scene<'_>) -> Result<(), ApiError> {
 pub(crate) fn patch_drive(scene: &mut Scene<'_>, id: &str, change: PartialDrive) -> Result<(), ApiError> {
     after_start(scene)?;
     same_id("drive_id", id, &change.drive_id)?;
-    let spec = scene.machine.spec();
-    if !(1..)
-        .zip(&spec.disks)
-        .any(|(number, disk)| disk_id(number, disk) == id)
-    {
-        return Err(ApiError::bad(format!("drive_id: there is no drive {id:?}.")));
+    let disks = &scene.machine.spec().disks;
+    let at = (1..)
+        .zip(disks)
+        .position(|(number, disk)| disk_id(number, disk) == id);
+    let missing = || ApiError::bad(format!("drive_id: there is no drive {id:?}."));
+    let at = at.ok_or_else(missing)?;
+    let (_, handle) = scene
+        .machine
+        .devices()?
+        .disks
+        .get(at)
+        .cloned()
+        .ok_or_else(missing)?;
+    let PartialDrive {
+        path_on_host,
+        rate_limiter,
+        ..
+    } = change;
+    if let Some(path) = path_on_host {
+        let moved = handle.set_path(path.clone());
+        moved.map_err(|cause| ApiError::bad(format!("path_on_host: {cause}.")))?;
+        scene.machine.note(|spec| spec.disks[at].path.clone_from(&path));
     }
-    no_limit("rate_limiter", change.rate_limiter.as_ref())?;
-    if change.path_on_host.is_some() {
-        let what = "Berth does not swap the file of a drive while the VM runs yet";
-        return Err(ApiError::lacks("path_on_host", what));
+    if rate_limiter.is_some() {
+        let limited = handle.set_limits(limits::change(rate_limiter));
+        limited.map_err(|cause| ApiError::bad(format!("rate_limiter: {cause}.")))?;
+        scene
+            .machine
+            .note(|spec| limits::merge(&mut spec.disks[at].rate_limit, rate_limiter));
     }
     Ok(())
 }
@@ -184,8 +191,6 @@ pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) ->
             "Berth tells the guest the MTU of the tap; set it there (ip link set TAP mtu N) and leave it out";
         return Err(ApiError::lacks("mtu", what));
     }
-    no_limit("rx_rate_limiter", net.rx_rate_limiter.as_ref())?;
-    no_limit("tx_rate_limiter", net.tx_rate_limiter.as_ref())?;
     Tap::open(&net.host_dev_name).map_err(|cause| {
         ApiError::bad(format!(
             "host_dev_name: Could not create the network device: {cause}"
@@ -196,7 +201,8 @@ pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) ->
             id: Some(id.to_owned()),
             tap: net.host_dev_name,
             mac: net.guest_mac,
-            ..NetSpec::default()
+            rx_rate_limit: limits::spec(net.rx_rate_limiter),
+            tx_rate_limit: limits::spec(net.tx_rate_limiter),
         };
         match spec.nets.iter_mut().find(|net| net.id.as_deref() == Some(id)) {
             Some(own) => *own = net,
@@ -213,17 +219,27 @@ pub(crate) fn patch_net(
 ) -> Result<(), ApiError> {
     after_start(scene)?;
     same_id("iface_id", id, &change.iface_id)?;
-    let spec = scene.machine.spec();
-    if !(1..)
-        .zip(&spec.nets)
-        .any(|(number, net)| net_id(number, net) == id)
-    {
-        return Err(ApiError::bad(format!(
-            "iface_id: there is no network interface {id:?}."
-        )));
-    }
-    no_limit("rx_rate_limiter", change.rx_rate_limiter.as_ref())?;
-    no_limit("tx_rate_limiter", change.tx_rate_limiter.as_ref())
+    let nets = &scene.machine.spec().nets;
+    let at = (1..)
+        .zip(nets)
+        .position(|(number, net)| net_id(number, net) == id);
+    let missing = || ApiError::bad(format!("iface_id: there is no network interface {id:?}."));
+    let at = at.ok_or_else(missing)?;
+    let (_, handle) = scene
+        .machine
+        .devices()?
+        .nets
+        .get(at)
+        .cloned()
+        .ok_or_else(missing)?;
+    let (receive, transmit) = (change.rx_rate_limiter, change.tx_rate_limiter);
+    let limited = handle.set_limits(limits::change(receive), limits::change(transmit));
+    limited.map_err(|cause| ApiError::bad(format!("{cause}.")))?;
+    scene.machine.note(|spec| {
+        limits::merge(&mut spec.nets[at].rx_rate_limit, receive);
+        limits::merge(&mut spec.nets[at].tx_rate_limit, transmit);
+    });
+    Ok(())
 }
 
 /// `DELETE` of a device.
@@ -237,8 +253,10 @@ pub(crate) fn delete(scene: &mut Scene<'_>, id: &str) -> Result<(), ApiError> {
 /// `PUT /entropy`
 pub(crate) fn put_entropy(scene: &mut Scene<'_>, _: &str, entropy: EntropyDevice) -> Result<(), ApiError> {
     before_start(scene)?;
-    no_limit("rate_limiter", entropy.rate_limiter.as_ref())?;
-    amend(scene, |spec| spec.rng = true)?;
+    amend(scene, |spec| {
+        spec.rng = true;
+        spec.rng_rate_limit = limits::spec(entropy.rate_limiter);
+    })?;
     scene.side.entropy = Some(entropy);
     Ok(())
 }

@@ -20,6 +20,7 @@ mod berth;
 mod configure;
 mod devices;
 mod error;
+mod limits;
 mod mmds;
 mod observe;
 mod openapi;

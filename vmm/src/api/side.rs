@@ -9,7 +9,6 @@ use super::mmds::Mmds;
 use super::observe::MetricsFile;
 use super::types::{
     BootSource, CacheType, CpuConfig, EntropyDevice, HugePages, IoEngine, Logger, MachineConfiguration,
-    RateLimiter,
 };
 use crate::metrics::ApiMetrics;
 use crate::spec::VmSpec;
@@ -43,7 +42,6 @@ pub(crate) struct DriveExtra {
     pub(crate) partuuid: Option<String>,
     pub(crate) cache: CacheType,
     pub(crate) engine: IoEngine,
-    pub(crate) rate: Option<RateLimiter>,
 }
 
 impl Side {

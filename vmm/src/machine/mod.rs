@@ -115,6 +115,14 @@ impl Machine {
         Ok(change(&mut self.spec))
     }
 
+    /// Notes in the description what was changed of a running machine, and leaves it one that can be run.
+    pub(crate) fn note(&mut self, change: impl Fn(&mut VmSpec)) {
+        change(&mut self.spec);
+        if let Some(live) = &mut self.live {
+            live.spec.note(change);
+        }
+    }
+
     /// Builds the machine and lets its guest run.
     pub fn start(&mut self) -> Result<(), MachineError> {
         self.boot(false)

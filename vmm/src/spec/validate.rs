@@ -93,6 +93,11 @@ impl Limits {
 pub struct ValidSpec(VmSpec);
 
 impl ValidSpec {
+    /// Notes what was changed of the VM that runs by it. `change` leaves it without fault.
+    pub(crate) fn note(&mut self, change: impl FnOnce(&mut VmSpec)) {
+        change(&mut self.0);
+    }
+
     /// The description, to change it again.
     pub fn into_inner(self) -> VmSpec {
         self.0

@@ -1,10 +1,10 @@
 //! ACPI tables: the machine as a kernel with ACPI finds it.
 //!
 //! Hardware-reduced ACPI (ACPI 6.5, 3.11.1): no SCI, no PM timer, no event blocks. Power off and reset are byte registers, and the
-//! power button is an event of the generic event device. The tables lie in one piece from [`layout::ACPI_RSDP`] on:
+//! power button and a new VM generation id are events of the generic event device. The tables lie in one piece from [`layout::ACPI_RSDP`] on:
 //!
 //! ```text
-//! RSDP ─▶ XSDT ─┬▶ FADT ─▶ DSDT: serial ports, clock, pvpanic, virtio-mmio, event device, power button
+//! RSDP ─▶ XSDT ─┬▶ FADT ─▶ DSDT: serial ports, clock, pvpanic, virtio-mmio, event device, power button, generation id
 //!               └▶ MADT: local APICs, IOAPIC
 //! ```
 #![forbid(unsafe_code)]
@@ -154,7 +154,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
 fn dsdt(machine: &Machine) -> Result<Vec<u8>, AcpiError> {
     const HEADER: u32 = 36;
     const REVISION: u8 = 2; // 64-bit integers
-    let mut devices = vec![event_device(), power_button()];
+    let mut devices = vec![event_device(), power_button(), generation_id()];
     for &device in &machine.devices {
         devices.push(match device {
             AcpiDevice::Com1 => serial("COM1", 1, layout::COM1_PORT, layout::COM1_GSI),
@@ -242,7 +242,8 @@ fn virtio(window: usize) -> Result<Encoded, AcpiError> {
 /// The generic event device (ACPI 6.5, 5.6.9.1): its interrupt makes the kernel read which events are pending, and tell whom they
 /// concern.
 fn event_device() -> Encoded {
-    const PRESSED: u8 = 0x80;
+    /// The device's own first notification: pressed, or changed.
+    const NOTICE: u8 = 0x80;
     let interrupt = edge(layout::ACPI_EVENT_GSI, false);
     let resources = ResourceTemplate::new(vec![&interrupt]);
     let (port, length) = (layout::ACPI_EVENT_PORT, 1u8);
@@ -254,11 +255,15 @@ fn event_device() -> Encoded {
         FieldUpdateRule::WriteAsZeroes,
         vec![FieldEntry::Named(*b"EVTS", 8)],
     );
-    let (button, power_button) = (layout::ACPI_EVENT_POWER_BUTTON, Path::new("\\_SB_.PWRB"));
     let nowhere = acpi_tables::aml::ZERO;
+    let (button, power_button) = (layout::ACPI_EVENT_POWER_BUTTON, Path::new("\\_SB_.PWRB"));
     let pressed = And::new(&nowhere, &Local(0), &button);
-    let notify = Notify::new(&power_button, &PRESSED);
-    let tell = If::new(&pressed, vec![&notify]);
+    let notify = Notify::new(&power_button, &NOTICE);
+    let tell_button = If::new(&pressed, vec![&notify]);
+    let (generation, generation_id) = (layout::ACPI_EVENT_GENERATION, Path::new("\\_SB_.VGEN"));
+    let changed = And::new(&nowhere, &Local(0), &generation);
+    let notify = Notify::new(&generation_id, &NOTICE);
+    let tell_generation = If::new(&changed, vec![&notify]);
     let read = Store::new(&Local(0), &events);
     let serialized = true;
     device(
@@ -269,7 +274,12 @@ fn event_device() -> Encoded {
             &name("_CRS", &resources),
             &OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &port, &length),
             &field,
-            &Method::new("_EVT".into(), 1, serialized, vec![&read, &tell]),
+            &Method::new(
+                "_EVT".into(),
+                1,
+                serialized,
+                vec![&read, &tell_button, &tell_generation],
+            ),
         ],
     )
 }
@@ -278,6 +288,21 @@ fn power_button() -> Encoded {
     device(
         "PWRB",
         vec![&name("_HID", &EISAName::new("PNP0C0C")), &name("_UID", &0u8)],
+    )
+}
+
+/// The VM generation id (Microsoft, "Virtual Machine Generation ID"): where its 16 bytes lie.
+fn generation_id() -> Encoded {
+    let (low, high) = (layout::VM_GENERATION_ID as u32, 0u32);
+    let address = Package::new(vec![&low, &high]);
+    device(
+        "VGEN",
+        vec![
+            &name("_HID", &"BRTH0001"),
+            &name("_CID", &"VM_Gen_Counter"),
+            &name("_DDN", &"VM_Gen_Counter"),
+            &name("ADDR", &address),
+        ],
     )
 }
 

@@ -54,7 +54,9 @@ pub const MP_FLOATING_POINTER: u64 = LOW_RAM_END;
 /// Where firmware tables begin: the ACPI RSDP. It is named in `boot_params.acpi_rsdp_addr` and in `hvm_start_info.rsdp_paddr` too.
 pub const ACPI_RSDP: u64 = 0xe0000;
 /// End (exclusive) of the room for ACPI tables.
-pub const ACPI_END: u64 = 0xf0000;
+pub const ACPI_END: u64 = VM_GENERATION_ID;
+/// The VM generation id: 16 bytes that change when the VM goes on from a state that another may go on from too.
+pub const VM_GENERATION_ID: u64 = 0xe_ff00;
 /// The MP configuration table: 254 processors need more than the EBDA's KiB.
 pub const MP_TABLE: u64 = 0xf0000;
 /// End (exclusive) of the room for the MP configuration table.
@@ -140,6 +142,8 @@ pub const ACPI_POWER_OFF: u8 = 0x20 | (ACPI_S5_TYPE << 2);
 pub const ACPI_RESET: u8 = 1;
 /// Bit of [`ACPI_EVENT_PORT`]: the power button was pressed.
 pub const ACPI_EVENT_POWER_BUTTON: u8 = 1;
+/// Bit of [`ACPI_EVENT_PORT`]: the VM generation id changed.
+pub const ACPI_EVENT_GENERATION: u8 = 2;
 
 /// Address of virtio-mmio window `index`, or `None` past the last.
 pub const fn virtio_mmio_address(index: usize) -> Option<u64> {

@@ -49,6 +49,8 @@ impl AcpiPm {
     pub const RESET: u8 = 1;
     /// Event bit: the power button was pressed.
     pub const POWER_BUTTON: u8 = 1;
+    /// Event bit: the VM generation id changed.
+    pub const GENERATION: u8 = 2;
 
     /// Registers that report to `events`; `irq` is the interrupt of the generic event device.
     pub fn new(irq: EventFd, events: MachineEvents) -> Self {
@@ -61,7 +63,16 @@ impl AcpiPm {
 
     /// Presses the power button. What comes of it is up to the guest.
     pub fn press_power_button(&self) {
-        self.pending.fetch_or(Self::POWER_BUTTON, Ordering::AcqRel);
+        self.announce(Self::POWER_BUTTON);
+    }
+
+    /// Says that the VM generation id has changed.
+    pub fn announce_generation(&self) {
+        self.announce(Self::GENERATION);
+    }
+
+    fn announce(&self, event: u8) {
+        self.pending.fetch_or(event, Ordering::AcqRel);
         // It fails only when the counter is full, and then an interrupt is pending anyway.
         let _ = self.irq.write(1);
     }

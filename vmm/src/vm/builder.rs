@@ -16,6 +16,7 @@ use berth_devices::Memory;
 use berth_devices::bus::Bus;
 use berth_devices::irqchip::IoApic;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::ports::{self, Outputs, Ports};
 use super::virtio;
@@ -148,6 +149,8 @@ pub(crate) fn restore(spec: &ValidSpec, saved: Saved, timing: &mut Timing) -> Re
     };
     let mut built = assemble(base, outside, vcpus, facts)?;
     built.vm.restore(components, assists)?;
+    new_generation(built.vm.memory().0)?;
+    built.vm.announce_generation();
     timing.mark("devices");
     Ok(built)
 }
@@ -388,7 +391,22 @@ fn describe_machine(memory: &Arc<Memory>, spec: &VmSpec, virtio: usize) -> Resul
         },
     )?;
     mptable::write(&**memory, spec.cpus)?;
-    Ok(())
+    new_generation(memory)
+}
+
+/// Gives the guest a VM generation id that no other VM has.
+fn new_generation(memory: &Memory) -> Result<(), BuildError> {
+    let host = |cause| BuildError::Host {
+        what: "random bytes",
+        cause,
+    };
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| host(error.into()))?;
+    // There is RAM below 1 MiB in every guest.
+    memory
+        .write_slice(&id, GuestAddress(layout::VM_GENERATION_ID))
+        .map_err(|error| host(std::io::Error::other(error)))
 }
 
 fn enter_at(vcpu: &VcpuFd, memory: &Arc<Memory>, entry: BootEntry, size: u64) -> Result<(), BuildError> {

@@ -114,6 +114,11 @@ impl Vm {
         self.legacy.power.press_power_button();
     }
 
+    /// Tells the guest that its generation id has changed, if it looks for one.
+    fn announce_generation(&self) {
+        self.legacy.power.announce_generation();
+    }
+
     /// Sends Ctrl-Alt-Del; a guest with a driver for the keyboard controller ends, or restarts.
     pub(crate) fn send_ctrl_alt_del(&self) {
         self.legacy.i8042.send_ctrl_alt_del();

@@ -54,6 +54,15 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 }
 
 #[test]
+fn the_generation_id_is_named_as_guests_look_for_it_and_lies_beyond_the_tables() {
+    let image = tables(&everything(254, 64)).unwrap();
+    let (_, _, dsdt) = walk(&image);
+    assert!(contains(dsdt, b"VGEN") && contains(dsdt, b"VM_Gen_Counter"));
+    assert!(contains(dsdt, &(layout::VM_GENERATION_ID as u32).to_le_bytes()));
+    assert!(layout::ACPI_RSDP + image.len() as u64 <= layout::VM_GENERATION_ID);
+}
+
+#[test]
 fn fadt_is_hardware_reduced_with_reset_and_sleep_registers() {
     let image = tables(&everything(1, 0)).unwrap();
     let (fadt, _, _) = walk(&image);

@@ -124,6 +124,20 @@ impl Connections {
         self.refusals.clear();
     }
 
+    /// The host's port that was given out last.
+    pub(super) fn last_port(&self) -> u32 {
+        self.last_port
+    }
+
+    /// Gives out ports from the one after `last_port` on; false if that is not one of the host's.
+    pub(super) fn go_on_from(&mut self, last_port: u32) -> bool {
+        let fits = (FIRST_PORT..=LAST_PORT).contains(&last_port);
+        if fits {
+            self.last_port = last_port;
+        }
+        fits
+    }
+
     /// Those of the guest's requests that it has no answer to.
     pub(super) fn unanswered(&self) -> Vec<Ports> {
         let connections = self.slots.iter().filter_map(|slot| slot.connection.as_ref());

@@ -100,6 +100,9 @@ struct Queue {
 struct State {
     /// Requests of the guest's to which it has no answer yet; there will be none.
     unanswered: Vec<Ports>,
+    /// The host's port that was given out last. A guest may keep the sockets of its dead connections for as long as it likes, and
+    /// refuses a new one between the same ports.
+    last_port: u32,
 }
 
 impl Vsock {
@@ -311,12 +314,21 @@ impl VirtioDevice for Vsock {
     fn save(&self) -> DeviceState {
         let state = State {
             unanswered: self.connections.unanswered(),
+            last_port: self.connections.last_port(),
         };
         DeviceState::new(VERSION, &state)
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
-        let State { unanswered } = state.read(VERSION)?;
+        let State {
+            unanswered,
+            last_port,
+        } = state.read(VERSION)?;
+        if !self.connections.go_on_from(last_port) {
+            return Err(DeviceStateError::Data(format!(
+                "last_port {last_port} is none of the host's"
+            )));
+        }
         self.connections.clear();
         for ports in unanswered {
             self.connections.reset(ports);

@@ -36,6 +36,7 @@ fn main() {
     build_program("init", "init.c");
     println!("cargo::rerun-if-changed=../resources/guest/init/request.h");
     build_program("words", "words.c");
+    build_program("sockets", "sockets.c");
 }
 
 fn guests() -> PathBuf {

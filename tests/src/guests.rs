@@ -32,6 +32,11 @@ pub fn words() -> &'static Path {
     Path::new(concat!(env!("OUT_DIR"), "/words"))
 }
 
+/// A program for Linux (`guests/sockets.c`): both sides of vsock connections.
+pub fn sockets() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/sockets"))
+}
+
 /// The folder of the guest that ships with Berth.
 pub fn shipped() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/guest"))

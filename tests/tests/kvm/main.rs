@@ -20,3 +20,4 @@ mod linux;
 mod net;
 mod shipped;
 mod streams;
+mod vsock;

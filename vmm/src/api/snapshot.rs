@@ -1,5 +1,7 @@
 //! Snapshots by Firecracker's paths and by Berth's.
 
+use std::path::PathBuf;
+
 use super::configure::{after_start, before_start};
 use super::error::ApiError;
 use super::route::Scene;
@@ -46,20 +48,17 @@ pub(crate) fn load(scene: &mut Scene<'_>, _: &str, params: SnapshotLoadParams) -
         let what = "Berth does not back guest memory with huge pages yet; set it to None";
         return Err(ApiError::lacks("huge_pages", what));
     }
-    let memory = match (params.mem_backend, params.mem_file_path) {
+    let (memory, handler) = match (params.mem_backend, params.mem_file_path) {
         (Some(_), Some(_)) | (None, None) => {
             return Err(ApiError::bad(
                 "mem_backend: give either `mem_backend` or `mem_file_path`, and not both.",
             ));
         }
-        (None, Some(path)) => path,
+        (None, Some(path)) => (path, None),
         (Some(backend), None) => match backend.backend_type {
-            MemoryBackendType::File => backend.backend_path,
-            MemoryBackendType::Uffd => {
-                let what = "Berth reads memory from the file itself, and only the pages that the guest touches; \
-                            set it to File";
-                return Err(ApiError::lacks("mem_backend.backend_type", what));
-            }
+            MemoryBackendType::File => (backend.backend_path, None),
+            // The file is the handler's affair.
+            MemoryBackendType::Uffd => (PathBuf::new(), Some(backend.backend_path)),
         },
     };
     let state = params.snapshot_path;
@@ -76,6 +75,7 @@ pub(crate) fn load(scene: &mut Scene<'_>, _: &str, params: SnapshotLoadParams) -
             ..Overrides::default()
         },
         verify: false,
+        handler,
     };
     scene.machine.load(&request)?;
     scene.side.started = Some(std::time::SystemTime::now());

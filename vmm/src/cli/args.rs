@@ -71,6 +71,8 @@ pub enum Command {
     /// Say what this host offers to virtual machines, and what to do where something lacks
     #[command(after_help = "The exit code is 0 if guests can run here, and 125 if not.")]
     Doctor(DoctorArgs),
+    /// Look into snapshots and join them
+    Snapshot(SnapshotArgs),
     /// Print the JSON Schema of VM files
     Schema,
     /// Print a script that completes arguments in your shell
@@ -316,6 +318,18 @@ pub struct RunArgs {
     #[arg(long, requires = "restore", help_heading = "Snapshot")]
     pub verify: bool,
 
+    /// With --restore: have a page-fault handler that listens on this socket bring the memory, as Firecracker's do
+    ///
+    /// The memory's file is then the handler's affair.
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        requires = "restore",
+        conflicts_with = "verify",
+        help_heading = "Snapshot"
+    )]
+    pub uffd: Option<PathBuf>,
+
     /// With --restore: leave the guest's clocks where they were, instead of letting them pass the time that it missed
     #[arg(long, requires = "restore", help_heading = "Snapshot")]
     pub keep_clock: bool,
@@ -359,6 +373,55 @@ pub struct DoctorArgs {
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `berth snapshot`.
+#[derive(Debug, Args)]
+pub struct SnapshotArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: SnapshotVerb,
+}
+
+/// The verbs of `berth snapshot`.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotVerb {
+    /// Say what is in a snapshot, and whether this host can restore it
+    Info(SnapshotInfoArgs),
+    /// Join a difference with the snapshot that it builds on, to a full snapshot
+    Merge(SnapshotMergeArgs),
+}
+
+/// Arguments of `berth snapshot info`.
+#[derive(Debug, Args)]
+pub struct SnapshotInfoArgs {
+    /// The snapshot
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+
+    /// Read all of the memory and compare its checksums
+    #[arg(long)]
+    pub verify: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `berth snapshot merge`.
+#[derive(Debug, Args)]
+pub struct SnapshotMergeArgs {
+    /// The full snapshot
+    #[arg(value_name = "BASE")]
+    pub base: PathBuf,
+
+    /// The difference
+    #[arg(value_name = "DIFF")]
+    pub difference: PathBuf,
+
+    /// The directory for the result; a snapshot there is replaced
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
 }
 
 /// `--entry`.

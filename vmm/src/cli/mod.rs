@@ -18,8 +18,12 @@ mod fleet;
 mod refusal;
 mod run;
 mod say;
+mod snapshot;
 
-pub use args::{Cli, Command, DoctorArgs, EntryArg, RunArgs};
+pub use args::{
+    Cli, Command, DoctorArgs, EntryArg, RunArgs, SnapshotArgs, SnapshotInfoArgs, SnapshotMergeArgs,
+    SnapshotVerb,
+};
 pub use run::resolve;
 
 use crate::spec::VmSpec;
@@ -50,6 +54,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Events(args) => fleet::events(args),
         Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => examine(&args),
+        Command::Snapshot(args) => snapshot::run(&args),
         Command::Schema => print(&schema()),
         Command::Completions { shell } => {
             let mut script = Vec::new();

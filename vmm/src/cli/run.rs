@@ -72,6 +72,7 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
                 ..Overrides::default()
             },
             verify: args.verify,
+            handler: args.uffd.take(),
         }),
         cold: args.cold,
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),

@@ -16,7 +16,7 @@ mod warm;
 use std::time::{Duration, Instant};
 
 pub use error::MachineError;
-pub use snapshot::{LoadRequest, Overrides};
+pub use snapshot::{LoadRequest, Overrides, check};
 
 use crate::console::{self, Console, RawTerminal, Stdio};
 use crate::events::{EventHub, EventKind};

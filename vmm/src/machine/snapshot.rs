@@ -27,6 +27,8 @@ pub struct LoadRequest {
     pub overrides: Overrides,
     /// Read all of the memory first and compare its sums.
     pub verify: bool,
+    /// The socket of the page-fault handler that brings the memory, whose file is not opened then.
+    pub handler: Option<PathBuf>,
 }
 
 /// What of a saved machine is to be another. By default nothing is.
@@ -73,8 +75,7 @@ impl Machine {
             SnapshotTarget::Directory(path) => Found::open(path)?,
             SnapshotTarget::Files { state, memory } => Found::open_files(state, memory)?,
         };
-        found.fits()?;
-        check_host(&found)?;
+        check(&found)?;
         if request.verify {
             found.verify()?;
         }
@@ -82,7 +83,10 @@ impl Machine {
         let spec = overridden(&found, &request.overrides)?;
         let valid = spec::validate(&spec, Limits::of_host(&spec)).map_err(MachineError::Faults)?;
         let saved = Saved {
-            memory: SavedMemory::Image(found.image()?),
+            memory: match &request.handler {
+                Some(socket) => SavedMemory::Handler(socket.clone()),
+                None => SavedMemory::Image(found.image()?),
+            },
             kind: found.body.host.kind,
             streams: request.overrides.streams.unwrap_or(found.body.streams),
             advance: if request.overrides.keep_clock {
@@ -160,6 +164,12 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
         vsock.cid = overrides.cid.unwrap_or(vsock.cid);
     }
     Ok(spec)
+}
+
+/// Whether a machine can be made of the snapshot on this host, as far as that shows before it is tried.
+pub fn check(found: &Found) -> Result<(), MachineError> {
+    found.fits()?;
+    check_host(found)
 }
 
 /// Whether this host can go on with the guest. A host that is what the snapshot's was need not be asked what it supports.

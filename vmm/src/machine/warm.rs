@@ -54,6 +54,7 @@ impl Machine {
                 ..Overrides::default()
             },
             verify: false,
+            handler: None,
         })?;
         self.instruct(streams)?;
         self.resume()

@@ -10,11 +10,16 @@
 //! | 0 | 16 | `berth-memory 1` and zeros |
 //! | 16 | 16 | the snapshot's id, which its description has too |
 //! | 32 | 8 | size of the RAM in bytes |
-//! | 40 | 8 | 1 for a difference: what is a hole is the base's, not zero |
-//! | 48 | 4 | CRC-32 of the sums |
+//! | 40 | 8 | 1 for a difference, of which only some pages count; the others are the base's |
+//! | 48 | 4 | CRC-32 of all that follows |
 //! | 4096 | 4 per MiB | a CRC-32 of each MiB: of the index (2 bytes) and the bytes of every page that is not all zeros |
+//! | then | 1 per 8 pages | for a difference: which pages it has, the lowest bit first |
 //!
 //! All numbers are little endian. The trailer is written last.
+
+mod copy;
+mod merge;
+mod trailer;
 
 use std::fs::File;
 use std::io;
@@ -22,15 +27,15 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use berth_devices::Memory;
-use rustix::fs::{SeekFrom, copy_file_range, seek};
-use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::pages::{PAGE, PageMap};
+use super::uffd::Handler;
+use copy::copy_data;
+pub(crate) use merge::merge;
+pub(crate) use trailer::Identity;
+use trailer::{CHUNK, ChunkSum, Tail, is_zero};
 
-const MAGIC: &[u8; 16] = b"berth-memory 1\0\0";
-/// Bytes that one sum is for.
-const CHUNK: usize = 1 << 20;
 /// Chunks from which on a second thread pays.
 const MANY: usize = 16;
 
@@ -62,16 +67,6 @@ pub enum ImageError {
     Read(String),
 }
 
-/// What a memory file is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) id: [u8; 16],
-    /// Bytes of RAM.
-    pub(crate) size: u64,
-    /// Whether holes stand for the base's bytes.
-    pub(crate) difference: bool,
-}
-
 /// What writing did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Written {
@@ -79,68 +74,6 @@ pub struct Written {
     pub bytes: u64,
     /// Bytes that were all zeros and became holes.
     pub zeros: u64,
-}
-
-/// The sums of a memory file.
-struct Sums(Vec<u32>);
-
-impl Sums {
-    fn new(size: u64) -> Self {
-        Self(vec![0; (size as usize).div_ceil(CHUNK)])
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|sum| sum.to_le_bytes()).collect()
-    }
-}
-
-/// Where the trailer's sums begin.
-fn sums_at(size: u64) -> u64 {
-    size + PAGE as u64
-}
-
-/// Bytes of a memory file for `size` bytes of RAM.
-fn file_size(size: u64) -> u64 {
-    sums_at(size) + 4 * (size as usize).div_ceil(CHUNK) as u64
-}
-
-fn trailer(identity: Identity, sums: &[u8]) -> Vec<u8> {
-    let mut trailer = Vec::with_capacity(PAGE);
-    trailer.extend_from_slice(MAGIC);
-    trailer.extend_from_slice(&identity.id);
-    trailer.extend_from_slice(&identity.size.to_le_bytes());
-    trailer.extend_from_slice(&u64::from(identity.difference).to_le_bytes());
-    trailer.extend_from_slice(&crc32fast::hash(sums).to_le_bytes());
-    trailer.resize(PAGE, 0);
-    trailer
-}
-
-/// Reads the trailer of `file`, which should be a memory of `size` bytes.
-fn read_trailer(file: &File, size: u64) -> Result<(Identity, Sums), ImageError> {
-    let read = |cause: io::Error| ImageError::Read(cause.to_string());
-    let found = file.metadata().map_err(read)?.len();
-    if found != file_size(size) {
-        return Err(ImageError::Size { size, found });
-    }
-    let mut head = vec![0; PAGE];
-    file.read_exact_at(&mut head, size).map_err(read)?;
-    let mut sums = vec![0; (found - sums_at(size)) as usize];
-    file.read_exact_at(&mut sums, sums_at(size)).map_err(read)?;
-    let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().unwrap_or_default());
-    let mut id = [0; 16];
-    id.copy_from_slice(&head[16..32]);
-    let identity = Identity {
-        id,
-        size: word(32),
-        difference: word(40) == 1,
-    };
-    if identity.size != size || trailer(identity, &sums) != head {
-        return Err(ImageError::Trailer);
-    }
-    let sums = sums
-        .chunks_exact(4)
-        .map(|sum| u32::from_le_bytes(sum.try_into().unwrap_or_default()));
-    Ok((identity, Sums(sums.collect())))
 }
 
 /// A memory file, opened and found to be what it should be. Its pages are read when they are needed.
@@ -153,7 +86,7 @@ pub(crate) struct Image {
 impl Image {
     /// Opens `file` as the memory of the snapshot `id` with `size` bytes of RAM.
     pub(crate) fn open(file: File, id: [u8; 16], size: u64) -> Result<Self, ImageError> {
-        let (identity, _) = read_trailer(&file, size)?;
+        let (identity, _) = Tail::read(&file, size)?;
         if identity.id == id {
             Ok(Self { file, identity })
         } else {
@@ -163,48 +96,21 @@ impl Image {
 
     /// Reads all of it and compares the sums.
     pub(crate) fn verify(&self) -> Result<(), ImageError> {
-        let (_, sums) = read_trailer(&self.file, self.identity.size)?;
+        let (_, tail) = Tail::read(&self.file, self.identity.size)?;
         let mut bytes = vec![0; CHUNK];
-        for (number, expected) in (0..).zip(&sums.0) {
+        for (number, expected) in (0..).zip(&tail.sums) {
             let at = number * CHUNK as u64;
             let len = CHUNK.min((self.identity.size - at) as usize);
             let bytes = &mut bytes[..len];
             self.file
                 .read_exact_at(bytes, at)
                 .map_err(|cause| ImageError::Read(cause.to_string()))?;
-            let mut sum = ChunkSum::default();
-            for (index, page) in (0..).zip(bytes.chunks(PAGE)) {
-                if !is_zero(page) {
-                    sum.add(index, page);
-                }
-            }
-            if sum.finish() != *expected {
+            if ChunkSum::of(bytes) != *expected {
                 return Err(ImageError::Damaged { at });
             }
         }
         Ok(())
     }
-}
-
-/// The sum of one MiB, page by page in ascending order.
-#[derive(Default)]
-struct ChunkSum(crc32fast::Hasher);
-
-impl ChunkSum {
-    fn add(&mut self, index: u16, page: &[u8]) {
-        self.0.update(&index.to_le_bytes());
-        self.0.update(page);
-    }
-
-    fn finish(self) -> u32 {
-        self.0.finalize()
-    }
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    // Once the first bytes are zero, the others are if each equals the one 16 before it: a comparison of memory, which is fast.
-    let (head, tail) = page.split_at(16.min(page.len()));
-    head.iter().all(|byte| *byte == 0) && page[..tail.len()] == *tail
 }
 
 /// Where memory came from: what is not this process's own is there.
@@ -214,6 +120,8 @@ pub(crate) enum Origin {
     Nothing,
     /// A private mapping of this file.
     Image(Image),
+    /// A process that brings the pages.
+    Handler(Handler),
 }
 
 /// Writes `memory`, which stands still, to the empty `file`; a difference takes only what is this process's own.
@@ -223,19 +131,20 @@ pub(crate) fn write(
     file: &File,
     identity: Identity,
 ) -> io::Result<Written> {
-    file.set_len(file_size(identity.size))?;
-    let mut sums = Sums::new(identity.size);
+    let mut tail = Tail::new(identity);
+    file.set_len(tail.file_size(identity.size))?;
     let whole = match origin {
         Origin::Image(image) if !identity.difference => {
             copy_data(&image.file, file, identity.size)?;
-            sums = read_trailer(&image.file, identity.size)
-                .map_err(io::Error::other)?
-                .1;
+            let (_, copied) = Tail::read(&image.file, identity.size).map_err(io::Error::other)?;
+            tail.sums = copied.sums;
             true
         }
         _ => false,
     };
-    let chunks = own_chunks(memory)?;
+    // Pages that nobody has touched are the handler's to bring.
+    let all = matches!(origin, Origin::Handler(_));
+    let chunks = own_chunks(memory, all)?;
     let writer = Writer {
         memory,
         file,
@@ -244,13 +153,14 @@ pub(crate) fn write(
     };
     let mut written = Written::default();
     for (chunk, done) in chunks.iter().zip(writer.write_all(&chunks)?) {
-        sums.0[chunk.number()] = done.sum;
+        tail.sums[chunk.number()] = done.sum;
+        for run in &chunk.own {
+            tail.add_pages(chunk.offset + run.start as u64..chunk.offset + run.end as u64);
+        }
         written.bytes += done.written.bytes;
         written.zeros += done.written.zeros;
     }
-    let sums = sums.bytes();
-    file.write_all_at(&sums, sums_at(identity.size))?;
-    file.write_all_at(&trailer(identity, &sums), identity.size)?;
+    tail.write(file, identity)?;
     Ok(written)
 }
 
@@ -272,8 +182,8 @@ impl Chunk {
     }
 }
 
-/// Every MiB with pages of our own. Regions end at whole MiBs, but for the last.
-fn own_chunks(memory: &Memory) -> io::Result<Vec<Chunk>> {
+/// Every MiB with pages of our own, or every MiB. Regions end at whole MiBs, but for the last.
+fn own_chunks(memory: &Memory, all: bool) -> io::Result<Vec<Chunk>> {
     let map = PageMap::open()?;
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut base = 0;
@@ -300,7 +210,11 @@ fn own_chunks(memory: &Memory) -> io::Result<Vec<Chunk>> {
             }
             Ok(())
         };
-        map.own(region.as_ptr().addr(), len, &mut add)?;
+        if all {
+            add(0..len)?;
+        } else {
+            map.own(region.as_ptr().addr(), len, &mut add)?;
+        }
         base += len as u64;
     }
     Ok(chunks)
@@ -402,43 +316,6 @@ impl Writer<'_> {
         }
         Ok(())
     }
-}
-
-/// Copies what is not a hole in the first `size` bytes of `from`, by reference where the file system can.
-fn copy_data(from: &File, to: &File, size: u64) -> io::Result<()> {
-    let mut at = 0;
-    while at < size {
-        let Ok(data) = seek(from, SeekFrom::Data(at)) else {
-            return Ok(());
-        };
-        let hole = seek(from, SeekFrom::Hole(data))?.min(size);
-        copy_range(from, to, data, hole)?;
-        at = hole.max(data + 1);
-    }
-    Ok(())
-}
-
-fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
-    let (mut read, mut write) = (start, start);
-    while read < end {
-        let left = (end - read) as usize;
-        match copy_file_range(from, Some(&mut read), to, Some(&mut write), left) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(Errno::INTR) => {}
-            // Not between these two: by way of this process, then.
-            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                let mut buffer = vec![0; CHUNK];
-                while read < end {
-                    let buffer = &mut buffer[..CHUNK.min((end - read) as usize)];
-                    from.read_exact_at(buffer, read)?;
-                    to.write_all_at(buffer, read)?;
-                    read += buffer.len() as u64;
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! Guest RAM: one private mapping per region, given to KVM as one memory slot each. Fresh RAM is anonymous; that of a restored
-//! VM is its snapshot's file, of which only the pages that are touched are ever read ([`image`]).
+//! VM is its snapshot's file, of which only the pages that are touched are ever read ([`image`]), or what another process brings
+//! ([`uffd`]).
 //!
 //! Slots are set before any interrupt controller exists: afterwards each waits out a grace period of milliseconds.
 
 pub(crate) mod image;
 mod pages;
+pub(crate) mod uffd;
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_arch::x86_64::layout;
@@ -28,6 +32,16 @@ pub enum MemoryError {
         mib: u64,
         /// What the system said.
         cause: String,
+    },
+    /// No page-fault handler.
+    #[error("{}: {what}: {cause}", .path.display())]
+    Handler {
+        /// Its socket.
+        path: PathBuf,
+        /// What went wrong.
+        what: &'static str,
+        /// What the system said.
+        cause: io::Error,
     },
     /// KVM refused the slot.
     #[error("KVM refused guest memory at {base:#x} (KVM_SET_USER_MEMORY_REGION): {cause}")]

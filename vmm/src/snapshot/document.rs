@@ -93,10 +93,8 @@ pub struct Body {
     pub(crate) streams: Streams,
     /// Bytes of RAM.
     pub memory: u64,
-    /// For a difference: the snapshot that it builds on; none means a machine that was never restored.
+    /// For a difference: the snapshot that it builds on.
     pub base: Option<SnapshotId>,
-    /// Whether it is a difference.
-    pub difference: bool,
     /// The machine.
     pub spec: VmSpec,
     /// Its state.
@@ -137,7 +135,7 @@ struct Envelope<'a> {
 }
 
 /// The file's text.
-pub(crate) fn encode(body: &Body) -> Result<Vec<u8>, DocumentError> {
+pub fn encode(body: &Body) -> Result<Vec<u8>, DocumentError> {
     let wrong = |error: serde_json::Error| DocumentError::Body(error.to_string());
     let body = serde_json::value::to_raw_value(body).map_err(wrong)?;
     let envelope = Envelope {

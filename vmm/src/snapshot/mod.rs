@@ -10,6 +10,7 @@
 
 mod components;
 mod document;
+mod merge;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub use components::{ComponentError, Components};
-pub use document::{Body, DocumentError, HostFacts, SnapshotId, decode};
+pub use document::{Body, DocumentError, HostFacts, SnapshotId, decode, encode};
+pub use merge::merge;
 pub use store::{DESCRIPTION, MEMORY, SnapshotTarget};
 
 pub use crate::memory::image::{ImageError, Written};
@@ -37,7 +39,8 @@ pub enum SnapshotKind {
     /// All of it.
     #[default]
     Full,
-    /// What was written since the machine was restored; for one that was not, all that was ever written.
+    /// What was written since the machine was restored. One that was not restored is saved in full: there is nothing to differ
+    /// from.
     Diff,
 }
 
@@ -122,6 +125,14 @@ pub enum SnapshotError {
         /// What is wrong.
         cause: ImageError,
     },
+    /// It cannot be joined with what was given.
+    #[error("{}: it cannot be joined: {why}", .path.display())]
+    Unjoined {
+        /// The description.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// It does not fit this host or this Berth.
     #[error("{}: it cannot be restored here: {why}", .path.display())]
     Unfit {
@@ -148,14 +159,17 @@ pub(crate) fn take(
     };
     let id = SnapshotId::random().map_err(write)?;
     let components = vm.save().map_err(SnapshotError::Save)?;
-    let staging = Staging::new(&request.target, &id.to_string()).map_err(write)?;
+    let mut staging = Staging::new(&request.target, &id.to_string()).map_err(write)?;
     let (memory, origin) = vm.memory();
-    let difference = request.kind == SnapshotKind::Diff;
+    let base = match origin {
+        Origin::Image(image) if request.kind == SnapshotKind::Diff => Some(SnapshotId(image.identity.id)),
+        _ => None,
+    };
     let file = staging.create_memory().map_err(write)?;
     let identity = Identity {
         id: id.0,
         size: spec.memory.0,
-        difference,
+        difference: base.is_some(),
     };
     let written = image::write(memory, origin, &file, identity).map_err(write)?;
     if request.durable {
@@ -171,11 +185,7 @@ pub(crate) fn take(
         guest: spec.kernel.is_none().then(|| guest::ID.to_owned()),
         streams: vm.streams(),
         memory: spec.memory.0,
-        base: match origin {
-            Origin::Image(image) if difference => Some(SnapshotId(image.identity.id)),
-            _ => None,
-        },
-        difference,
+        base,
         spec,
         components,
     };
@@ -239,13 +249,39 @@ impl Found {
         self.image()?.verify().map_err(|cause| self.memory_error(cause))
     }
 
+    /// Whether the memory is there, whole and this snapshot's, as far as that shows without reading it.
+    pub fn check_memory(&self) -> Result<(), SnapshotError> {
+        self.image().map(drop)
+    }
+
     /// Opens the memory.
     pub(crate) fn image(&self) -> Result<Image, SnapshotError> {
-        let file = File::open(&self.memory).map_err(|cause| SnapshotError::Read {
-            path: self.memory.clone(),
+        let opened = self.image_at(&self.memory);
+        if opened.is_err() {
+            // A description is put in its place before its memory is. Somebody may have been killed between the two.
+            let unplaced = store::temporary(&self.memory, &self.body.id.to_string());
+            if let Ok(image) = self.image_at(&unplaced) {
+                return Ok(image);
+            }
+        }
+        opened
+    }
+
+    fn image_at(&self, path: &Path) -> Result<Image, SnapshotError> {
+        let wrong = |cause| SnapshotError::Memory {
+            path: path.to_owned(),
+            cause,
+        };
+        let file = File::open(path).map_err(|cause| SnapshotError::Read {
+            path: path.to_owned(),
             cause,
         })?;
-        Image::open(file, self.body.id.0, self.body.memory).map_err(|cause| self.memory_error(cause))
+        let image = Image::open(file, self.body.id.0, self.body.memory).map_err(wrong)?;
+        if image.identity.difference == self.body.base.is_some() {
+            Ok(image)
+        } else {
+            Err(wrong(ImageError::Foreign))
+        }
     }
 
     fn memory_error(&self, cause: ImageError) -> SnapshotError {
@@ -262,10 +298,10 @@ impl Found {
             path: self.path.clone(),
             why,
         };
-        if body.difference {
-            return Err(unfit(
-                "it is a difference; join it with its base first (berth snapshot merge)".to_owned(),
-            ));
+        if let Some(base) = body.base {
+            return Err(unfit(format!(
+                "it is a difference; join it with its base, the snapshot {base}, first (berth snapshot merge)"
+            )));
         }
         if body.guest.as_deref().is_some_and(|guest| guest != guest::ID) {
             return Err(unfit(format!(

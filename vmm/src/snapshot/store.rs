@@ -1,17 +1,20 @@
 //! Writing files so that a crash leaves the old ones or the new ones.
 //!
-//! A directory is written under a temporary name beside it, made durable, and put in its place in one step; so is a single file.
-//! Two files that do not share a directory cannot be replaced in one step: then the memory's id, which differs from the
-//! description's, tells a reader that they do not belong together.
+//! A directory is written under a temporary name beside it, made durable, and put in its place in one step. Two files that do not
+//! share a directory cannot be: the description is put in its place first, and a reader who finds that the memory has another id
+//! takes the one that still has its temporary name, which is made of the id.
+//!
+//! Who writes holds a lock on what has a temporary name. What is left of somebody who was killed has none, and goes when the next
+//! snapshot is written to the same place.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 /// Name of the description in a snapshot's directory.
@@ -39,6 +42,8 @@ pub(super) struct Staging {
     state: PathBuf,
     memory: PathBuf,
     directory: Option<PathBuf>,
+    /// Locks on what has a temporary name.
+    locks: Vec<File>,
     done: bool,
 }
 
@@ -58,6 +63,7 @@ impl Staging {
                     target: target.clone(),
                     state: directory.join(DESCRIPTION),
                     memory: directory.join(MEMORY),
+                    locks: lock(File::open(&directory)).into_iter().collect(),
                     directory: Some(directory),
                     done: false,
                 }
@@ -67,6 +73,7 @@ impl Staging {
                 state: temporary(state, id),
                 memory: temporary(memory, id),
                 directory: None,
+                locks: Vec::new(),
                 done: false,
             },
         };
@@ -74,13 +81,16 @@ impl Staging {
     }
 
     /// The empty file for the memory.
-    pub(super) fn create_memory(&self) -> io::Result<File> {
-        create(&self.memory)
+    pub(super) fn create_memory(&mut self) -> io::Result<File> {
+        let file = create(&self.memory)?;
+        self.locks.extend(lock(file.try_clone()));
+        Ok(file)
     }
 
     /// Writes the description.
-    pub(super) fn write_state(&self, text: &[u8], durable: bool) -> io::Result<()> {
+    pub(super) fn write_state(&mut self, text: &[u8], durable: bool) -> io::Result<()> {
         let mut file = create(&self.state)?;
+        self.locks.extend(lock(file.try_clone()));
         file.write_all(text)?;
         if durable { file.sync_all() } else { Ok(()) }
     }
@@ -105,8 +115,8 @@ impl Staging {
                 }
             }
             SnapshotTarget::Files { state, memory } => {
-                fs::rename(&self.memory, memory)?;
                 fs::rename(&self.state, state)?;
+                fs::rename(&self.memory, memory)?;
                 if durable {
                     sync_folder(parent(memory))?;
                     sync_folder(parent(state))?;
@@ -114,6 +124,13 @@ impl Staging {
             }
         }
         self.done = true;
+        match &self.target {
+            SnapshotTarget::Directory(path) => sweep(path),
+            SnapshotTarget::Files { state, memory } => {
+                sweep(state);
+                sweep(memory);
+            }
+        }
         Ok(())
     }
 }
@@ -152,12 +169,55 @@ fn create(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Locks a file against [`sweep`]. Where the file system has no locks there is nothing to lose: then nothing is swept either.
+fn lock(file: io::Result<File>) -> Option<File> {
+    let file = file.ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(file)
+}
+
+/// Removes what is left beside `path` of those who were killed while they wrote there.
+fn sweep(path: &Path) {
+    let Ok(entries) = fs::read_dir(parent(path)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let left = entry.path();
+        if is_temporary(&entry.file_name(), path)
+            && let Some(_lock) = lock(File::open(&left))
+        {
+            let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            // What cannot be removed has a name that says what it is.
+            let _ = if directory {
+                fs::remove_dir_all(left)
+            } else {
+                fs::remove_file(left)
+            };
+        }
+    }
+}
+
+/// Whether `name` is one that [`temporary`] gives for `path`.
+fn is_temporary(name: &OsStr, path: &Path) -> bool {
+    let own = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let id = name
+        .as_encoded_bytes()
+        .strip_prefix(b".")
+        .and_then(|name| name.strip_prefix(own))
+        .and_then(|name| name.strip_prefix(b"."))
+        .and_then(|name| name.strip_suffix(b".partial"));
+    id.is_some_and(|id| id.len() == ID_DIGITS && id.iter().all(u8::is_ascii_hexdigit))
+}
+
+/// Digits of a snapshot's id in temporary names.
+const ID_DIGITS: usize = 12;
+
 /// A name beside `path` that nobody else uses.
-fn temporary(path: &Path, id: &str) -> PathBuf {
+pub(super) fn temporary(path: &Path, id: &str) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".");
-    name.push(&id[..id.len().min(12)]);
+    name.push(&id[..id.len().min(ID_DIGITS)]);
     name.push(".partial");
     parent(path).join(name)
 }

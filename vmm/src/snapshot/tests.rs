@@ -24,7 +24,6 @@ fn body() -> Body {
         streams: Streams::Piped,
         memory: VmSpec::default().memory.0,
         base: None,
-        difference: false,
         spec: VmSpec::default(),
         components,
     }
@@ -72,7 +71,7 @@ fn a_body_with_more_or_less_than_it_should_have_is_refused() {
 }
 
 fn write(target: &SnapshotTarget, id: &str, text: &[u8]) -> io::Result<()> {
-    let staging = Staging::new(target, id)?;
+    let mut staging = Staging::new(target, id)?;
     staging.create_memory()?;
     staging.write_state(text, true)?;
     staging.commit(true)
@@ -105,7 +104,7 @@ fn what_was_not_finished_leaves_the_old_one_and_nothing_else() {
     ] {
         write(&target, "aaaaaaaaaaaa", b"old").unwrap();
         let before = names(folder.path());
-        let staging = Staging::new(&target, "bbbbbbbbbbbb").unwrap();
+        let mut staging = Staging::new(&target, "bbbbbbbbbbbb").unwrap();
         staging.create_memory().unwrap();
         drop(staging);
         assert_eq!(names(folder.path()), before);
@@ -128,4 +127,73 @@ fn a_directory_of_something_else_is_left_alone() {
     let target = SnapshotTarget::Directory(folder.path().to_owned());
     assert!(Staging::new(&target, "aaaaaaaaaaaa").is_err());
     assert_eq!(fs::read(folder.path().join("letter")).unwrap(), b"dear");
+}
+
+#[test]
+fn what_somebody_left_who_was_killed_goes_with_the_next_and_what_somebody_writes_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = SnapshotTarget::Directory(folder.path().join("s"));
+    let left = folder.path().join(".s.aaaaaaaaaaaa.partial");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join(MEMORY), b"x").unwrap();
+    let others = [
+        ".s.aaaaaaaaaaa.partial",
+        ".t.aaaaaaaaaaaa.partial",
+        "s.aaaaaaaaaaaa.partial",
+    ];
+    for name in others {
+        fs::write(folder.path().join(name), b"mine").unwrap();
+    }
+    let mut writing = Staging::new(&target, "cccccccccccc").unwrap();
+    writing.create_memory().unwrap();
+    write(&target, "dddddddddddd", b"new").unwrap();
+    assert!(!left.exists());
+    assert!(others.iter().all(|name| folder.path().join(name).exists()));
+    writing.write_state(b"newer", true).unwrap();
+    writing.commit(true).unwrap();
+    assert_eq!(
+        fs::read(folder.path().join("s").join(DESCRIPTION)).unwrap(),
+        b"newer"
+    );
+}
+
+/// A snapshot whose memory is as small as can be, in two files, as somebody killed in the middle of replacing it leaves it.
+#[test]
+fn two_files_are_the_old_snapshot_or_the_new_one_between_their_renames() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, memory) = (folder.path().join("state"), folder.path().join("mem"));
+    let put = |id: [u8; 16], state: &Path, memory: &Path| {
+        let mut body = body();
+        body.id = SnapshotId(id);
+        let file = File::create_new(memory).unwrap();
+        let ram = crate::memory::map(body.memory).unwrap();
+        let identity = Identity {
+            id,
+            size: body.memory,
+            difference: false,
+        };
+        image::write(&ram, &Origin::Nothing, &file, identity).unwrap();
+        fs::write(state, document::encode(&body).unwrap()).unwrap();
+    };
+    put([1; 16], &state, &memory);
+    let new = SnapshotId([2; 16]);
+    let (new_state, new_memory) = (
+        folder.path().join("new"),
+        store::temporary(&memory, &new.to_string()),
+    );
+    put(new.0, &new_state, &new_memory);
+    assert_eq!(
+        Found::open_files(&state, &memory)
+            .unwrap()
+            .image()
+            .unwrap()
+            .identity
+            .id,
+        [1; 16]
+    );
+    fs::rename(&new_state, &state).unwrap();
+    let found = Found::open_files(&state, &memory).unwrap();
+    assert_eq!(found.image().unwrap().identity.id, [2; 16]);
+    fs::rename(&new_memory, &memory).unwrap();
+    assert_eq!(found.image().unwrap().identity.id, [2; 16]);
 }

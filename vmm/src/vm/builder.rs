@@ -2,6 +2,7 @@
 //!
 //! The order of the KVM calls matters: memory slots before the interrupt controller, which makes every later slot wait.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use berth_arch::probe;
@@ -27,6 +28,7 @@ use crate::console::panic::{PanicMessage, PanicWatch};
 use crate::guest::{self, Launch, Streams};
 use crate::irq::IrqLines;
 use crate::memory::image::{Image, Origin};
+use crate::memory::uffd::map_handled;
 use crate::memory::{self, MemoryError};
 use crate::snapshot::Components;
 use crate::spec::{self, ValidSpec, VmSpec};
@@ -58,18 +60,18 @@ pub(crate) struct Saved {
 pub(crate) enum SavedMemory {
     /// A file, to be mapped privately.
     Image(Image),
+    /// A process that brings the pages, by its socket.
+    Handler(PathBuf),
 }
 
 impl SavedMemory {
-    fn map(&self) -> Result<Arc<Memory>, MemoryError> {
+    fn map(self, size: u64) -> Result<(Arc<Memory>, Origin), MemoryError> {
         match self {
-            Self::Image(image) => memory::map_image(image),
-        }
-    }
-
-    fn into_origin(self) -> Origin {
-        match self {
-            Self::Image(image) => Origin::Image(image),
+            Self::Image(image) => Ok((memory::map_image(&image)?, Origin::Image(image))),
+            Self::Handler(socket) => {
+                let (memory, handler) = map_handled(size, &socket)?;
+                Ok((memory, Origin::Handler(handler)))
+            }
         }
     }
 }
@@ -106,6 +108,7 @@ pub(crate) fn build(spec: &ValidSpec, launch: Launch, timing: &mut Timing) -> Re
         kind,
         launch,
         origin: Origin::Nothing,
+        shipped: spec.kernel.is_none(),
         assisted: kind == HostKind::Interpreted && spec.assist,
     };
     let built = assemble(base, outside, vcpus, facts)?;
@@ -119,7 +122,16 @@ pub(crate) fn restore(spec: &ValidSpec, saved: Saved, timing: &mut Timing) -> Re
     let mut components = saved.components;
     let outside = Outside::open(spec, saved.streams)?;
     timing.mark("open files");
-    let base = Base::new(saved.memory.map()?, timing)?;
+    let (memory, origin) = saved.memory.map(spec.memory.0)?;
+    if let Origin::Handler(handler) = &origin {
+        handler
+            .watch(outside.stop.clone())
+            .map_err(|cause| BuildError::Host {
+                what: "a thread that watches the page-fault handler",
+                cause,
+            })?;
+    }
+    let base = Base::new(memory, timing)?;
     let advance = state::restore_clock(&mut components, &base.vm, saved.advance)?;
     let mut vcpus = Vec::with_capacity(spec.cpus as usize);
     let mut assists = Vec::with_capacity(spec.cpus as usize);
@@ -144,7 +156,8 @@ pub(crate) fn restore(spec: &ValidSpec, saved: Saved, timing: &mut Timing) -> Re
             streams: saved.streams,
             wait: false,
         },
-        origin: saved.memory.into_origin(),
+        origin,
+        shipped: spec.kernel.is_none(),
         assisted: assists.first().is_some_and(Option::is_some),
     };
     let mut built = assemble(base, outside, vcpus, facts)?;
@@ -217,6 +230,8 @@ impl Base {
 struct Facts {
     kind: HostKind,
     launch: Launch,
+    /// It runs the shipped guest.
+    shipped: bool,
     origin: Origin,
     assisted: bool,
 }
@@ -238,7 +253,8 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
     } = outside;
     let events = ports::machine_events(stop.clone(), panic);
     let ports = Ports::new(&lines, outputs, &events)?;
-    if facts.launch.wait || facts.launch.streams == Streams::Piped {
+    // Only the shipped init raises OUT1.
+    if facts.shipped && (facts.launch.wait || facts.launch.streams == Streams::Piped) {
         ports.legacy.com1.hold_input_until_out1();
     }
     let mut mmio = Bus::new();

@@ -112,7 +112,7 @@ impl BuildError {
         matches!(
             self,
             Self::Kvm(_)
-                | Self::Memory(MemoryError::Map { .. })
+                | Self::Memory(MemoryError::Map { .. } | MemoryError::Handler { .. })
                 | Self::Boot(_)
                 | Self::Disk { .. }
                 | Self::Net { .. }

@@ -98,6 +98,39 @@ fn a_difference_holds_what_changed_zeros_included() {
     let difference = open(file);
     difference.verify().unwrap();
     assert!(difference.identity.difference);
+
+    let Origin::Image(base) = origin else {
+        unreachable!()
+    };
+    let file = tempfile::tempfile().unwrap();
+    let id = *b"fedcba9876543210";
+    assert_eq!(merge(&base, &difference, &file, id).unwrap().bytes, 2 * 4096);
+    let joined = Image::open(file, id, SIZE).unwrap();
+    joined.verify().unwrap();
+    assert!(!joined.identity.difference);
+    assert_eq!(contents(&map_image(&joined).unwrap()), contents(&restored));
+}
+
+#[test]
+fn a_difference_knows_its_pages_when_its_holes_are_lost() {
+    let memory = map(SIZE).unwrap();
+    fill(&memory, 0, 4 << 20, 1);
+    let base = open(saved(&memory, &Origin::Nothing, false).0);
+    let restored = map_image(&base).unwrap();
+    fill(&restored, 2 << 20, 4096, 7);
+    let origin = Origin::Image(base);
+    let (file, _) = saved(&restored, &origin, true);
+    // A copy that was filled with zeros.
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    let copy = tempfile::tempfile().unwrap();
+    copy.write_all_at(&bytes, 0).unwrap();
+    let Origin::Image(base) = origin else {
+        unreachable!()
+    };
+    let out = tempfile::tempfile().unwrap();
+    merge(&base, &open(copy), &out, ID).unwrap();
+    assert_eq!(contents(&map_image(&open(out)).unwrap()), contents(&restored));
 }
 
 #[test]

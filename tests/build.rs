@@ -37,6 +37,7 @@ fn main() {
     println!("cargo::rerun-if-changed=../resources/guest/init/request.h");
     build_program("words", "words.c");
     build_program("sockets", "sockets.c");
+    build_program("load", "load.c");
 }
 
 fn guests() -> PathBuf {

@@ -51,18 +51,88 @@ static u64 number_after(const char *word)
 	return n;
 }
 
+static u8 receive(void)
+{
+	while (!(in8(COM1 + 5) & 1))
+		;
+	return in8(COM1);
+}
+
 static void echo(void)
 {
 	for (;;) {
-		u8 byte;
+		u8 byte = receive();
 
-		while (!(in8(COM1 + 5) & 1))
-			;
-		byte = in8(COM1);
 		if (byte == 4 /* end of transmission */)
 			end(0);
 		out8(COM1, byte);
 	}
+}
+
+/* RAM that nothing else uses, and of which `rounds` uses one word in each page. */
+enum { STAMPS = 8 << 20, STAMPED_PAGES = 2048 };
+
+static u64 stamp_at(u64 page)
+{
+	return STAMPS + page * 4096 + page * 8 % 4096;
+}
+
+static void stamp(u8 with)
+{
+	u64 page;
+
+	for (page = 0; page < STAMPED_PAGES; page++)
+		write_64(stamp_at(page), page << 8 | with);
+}
+
+static int stamped(u8 with)
+{
+	u64 page;
+
+	for (page = 0; page < STAMPED_PAGES; page++)
+		if (read_64(stamp_at(page)) != (page << 8 | with))
+			return 0;
+	return 1;
+}
+
+/*
+ * Stamps its memory, says that it is ready, and waits for bytes. Each must find the memory as the one before left it, which it
+ * stamps anew; then it is echoed, or, if it is an s, the guest says again that it is ready. An end of transmission ends the
+ * machine: the status is how many bytes came.
+ */
+static void rounds(void)
+{
+	u8 byte = 0, count = 0;
+
+	for (;;) {
+		u8 before = byte;
+
+		stamp(byte);
+		if (byte == 0 || byte == 's')
+			out8(READY_PORT, 1);
+		else
+			out8(COM1, byte);
+		byte = receive();
+		count++;
+		if (!stamped(before)) {
+			print("the memory has changed\n");
+			end(98);
+		}
+		if (byte == 4 /* end of transmission */)
+			end(count);
+	}
+}
+
+/* Writes to each page of so many MiB, says that it is ready, and then writes bytes without end. */
+static void tick(u64 mib)
+{
+	u64 page;
+
+	for (page = 0; page < mib * 256; page++)
+		write_64(STAMPS + page * 4096, page + 1);
+	out8(READY_PORT, 1);
+	for (;;)
+		out8(COM1, '.');
 }
 
 static void triple_fault(void)
@@ -114,6 +184,10 @@ void guest_main(const char *line)
 	} else if (matches(task, "echo")) {
 		print("ready\n");
 		echo();
+	} else if (matches(task, "rounds")) {
+		rounds();
+	} else if (matches(task, "tick")) {
+		tick(number_after(task));
 	} else if (matches(task, "hostile")) {
 		be_hostile(number_after(task));
 	} else if (matches(task, "garbage")) {

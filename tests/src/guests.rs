@@ -22,6 +22,11 @@ pub fn vectors() -> &'static Path {
     Path::new(concat!(env!("OUT_DIR"), "/vectors"))
 }
 
+/// A program for Linux (`guests/load.c`): I/O on a disk that checks itself.
+pub fn load() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/load"))
+}
+
 /// The init of an initramfs (`guests/init.c`): says so and ends the machine with status 21.
 pub fn init() -> &'static Path {
     Path::new(concat!(env!("OUT_DIR"), "/init"))

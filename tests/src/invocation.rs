@@ -75,6 +75,11 @@ fn owned<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Vec<OsString> {
 }
 
 impl Invocation {
+    /// Another program than `berth`, with nothing on standard input.
+    pub fn of(program: impl Into<PathBuf>) -> Self {
+        berth::<&str>([]).program(program)
+    }
+
     /// One more argument, before the guest's command if there is one.
     #[must_use]
     pub fn arg(self, argument: impl AsRef<OsStr>) -> Self {
@@ -619,7 +624,8 @@ static ENDED: Condvar = Condvar::new();
 
 impl Permit {
     fn take() -> Self {
-        let most = std::thread::available_parallelism().map_or(2, usize::from);
+        // Two even where there is one processor: some tests need two at once, which is why they take turns.
+        let most = std::thread::available_parallelism().map_or(2, usize::from).max(2);
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         while *running >= most {
             running = ENDED.wait(running).unwrap_or_else(PoisonError::into_inner);

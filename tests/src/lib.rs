@@ -3,6 +3,7 @@
 //! - [`invocation`] starts `berth`, feeds it, waits for what it says and for its end, always with a deadline
 //! - [`guests`] are the kernels to run in it; [`formats`] wraps a kernel the ways kernels come
 //! - [`netns`] is a network of the test's own, [`debian`] a Debian root image, [`memory`] what the program's memory is made of
+//! - [`api`] speaks to a running program; [`soak`] saves and restores a guest under load
 //! - [`fuzz`] holds the entry points that the fuzzers and the tests on stable Rust share
 //!
 //! Nothing is skipped: a test that lacks a right, a package or `/dev/kvm` fails with a sentence that names it.
@@ -10,6 +11,7 @@
 // A harness fails by panicking, and says why when it does.
 #![allow(clippy::missing_panics_doc)]
 
+pub mod api;
 pub mod debian;
 pub mod formats;
 pub mod fuzz;
@@ -18,4 +20,5 @@ pub mod invocation;
 pub mod memory;
 pub mod netns;
 pub mod program;
+pub mod soak;
 pub mod tools;

@@ -22,6 +22,18 @@ pub fn floor() -> &'static Path {
     &PATH
 }
 
+/// A page-fault handler (`bin/pager.rs`).
+pub fn pager() -> &'static Path {
+    static PATH: LazyLock<PathBuf> = LazyLock::new(|| build("berth-tests", "pager"));
+    &PATH
+}
+
+/// What kills a program at a chosen step (`bin/killer.rs`).
+pub fn killer() -> &'static Path {
+    static PATH: LazyLock<PathBuf> = LazyLock::new(|| build("berth-tests", "killer"));
+    &PATH
+}
+
 /// The target that `.cargo/config.toml` names; what is built for it lies in a folder of that name.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

@@ -20,6 +20,7 @@ use crate::{formats, guests};
 mod assist;
 mod net;
 mod ports;
+mod snapshot;
 mod vsock;
 
 /// A fuzz target.
@@ -46,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     target("balloon", balloon, Vec::new),
     target("console", console, Vec::new),
     target("ports", ports, Vec::new),
+    target("snapshot", snapshot, snapshot::seeds),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
@@ -139,6 +141,11 @@ pub fn console(data: &[u8]) {
 /// Accesses the port devices as the bytes say.
 pub fn ports(data: &[u8]) {
     ports::run(data);
+}
+
+/// Reads a snapshot's description, its memory's trailer, or restores devices from parts of a description.
+pub fn snapshot(data: &[u8]) {
+    snapshot::run(data);
 }
 
 /// Reads text as a description of a VM in both languages. What can be read can be validated, written, and read again.

@@ -12,5 +12,7 @@ pub(crate) const PANIC: i32 = 121;
 pub(crate) const TRIPLE_FAULT: i32 = 122;
 /// The guest ran past `--timeout`.
 pub(crate) const TIMEOUT: i32 = 124;
+/// KVM or Berth cannot go on.
+pub(crate) const FAULT: i32 = 125;
 /// Ended by a signal: this and its number.
 pub(crate) const SIGNAL: i32 = 128;

@@ -19,5 +19,6 @@ mod init;
 mod linux;
 mod net;
 mod shipped;
+mod snapshot;
 mod streams;
 mod vsock;

@@ -10,6 +10,7 @@ use super::ring::{INDIRECT, NEXT, RawDescriptor, Ring, WRITE};
 use super::suite::Subject;
 use crate::bus::BusDevice;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::mmio::MmioState;
 
 /// Plays `data` against `machine`.
 pub fn play(machine: &Machine, data: &[u8]) {
@@ -44,6 +45,19 @@ pub fn fuzz_mmio(device: Box<dyn VirtioDevice>, data: &[u8]) {
     let machine = Machine::new(device);
     play(&machine, data);
     machine.transport.resume();
+    machine.reset();
+    machine.bring_up(machine.offered());
+}
+
+/// Gives the transport and `device` a saved state that may be anything, then a driver's honest handshake: an entry point for
+/// fuzzers.
+pub fn fuzz_restore(device: Box<dyn VirtioDevice>, state: &MmioState) {
+    let machine = Machine::new(device);
+    if machine.transport.restore(state).is_ok() {
+        assert!(machine.transport.save().is_ok(), "what is restored stands still");
+        machine.transport.resume();
+        machine.device.pump();
+    }
     machine.reset();
     machine.bring_up(machine.offered());
 }

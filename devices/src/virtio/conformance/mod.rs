@@ -16,7 +16,7 @@ mod suite;
 
 pub use chains::fuzz_chain;
 pub use handle::LocalHandle;
-pub use hostile::{fuzz_mmio, fuzz_queue, play};
+pub use hostile::{fuzz_mmio, fuzz_queue, fuzz_restore, play};
 pub use machine::{
     ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, MEMORY_END, Machine, NEEDS_RESET,
     RING_SIZE, VERSION_1,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p berth-tests --bin bench
+//! cargo run --release -p berth-tests --bin bench snapshot
 //! ```
 //!
 //! Prints a table in Markdown, or JSON with `--json`. Every figure comes from the release build, which it makes itself.
@@ -14,6 +15,8 @@
 //!   of the program. The first user instruction, init's, comes before both.
 #![forbid(unsafe_code)]
 
+mod snapshot;
+
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,7 +28,10 @@ use serde::Serialize;
 
 /// What Berth costs on this host.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Pairs of starts, Berth and floor in turn.
     #[arg(long, default_value_t = 200)]
     runs: usize,
@@ -35,6 +41,11 @@ struct Options {
     /// Prints JSON instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    Snapshot(snapshot::Options),
 }
 
 #[derive(Serialize)]
@@ -85,6 +96,9 @@ impl Spread {
 
 fn main() {
     let options = Options::parse();
+    if let Some(What::Snapshot(options)) = &options.what {
+        return snapshot::main(options);
+    }
     let report = Report {
         start: start(options.runs.max(1)),
         resident_kib: resident(),

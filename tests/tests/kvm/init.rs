@@ -23,7 +23,7 @@ fn words(running: &mut Running, words: &str) {
 }
 
 #[test]
-fn a_guest_that_waits_does_what_its_line_says_and_loses_no_input() {
+fn a_guest_that_waits_does_what_its_line_says_and_takes_input() {
     let mut running = waiting();
     let id = "0123456789abcdef0123456789abcdef";
     let command =
@@ -32,6 +32,8 @@ fn a_guest_that_waits_does_what_its_line_says_and_loses_no_input() {
         &mut running,
         &format!("hostname=box machine-id={id} time=2000000000.5 entropy=00ff piped {command}"),
     );
+    // The host makes one frame of what it gets at once, and input must not be in the one with the words.
+    running.wait_for(id);
     let input: Vec<u8> = (0..=255).cycle().take(5000).collect();
     running.send(&input);
     running.end_input();
@@ -39,10 +41,7 @@ fn a_guest_that_waits_does_what_its_line_says_and_loses_no_input() {
     outcome.expect_code(9);
     let head = format!("box\n{id}\n20000000");
     assert!(outcome.stdout.starts_with(head.as_bytes()), "{outcome}");
-    assert!(
-        outcome.stdout.ends_with(&input),
-        "what was sent behind the line came through"
-    );
+    assert!(outcome.stdout.ends_with(&input), "input came through");
     // The command starts with nothing of init's: no signal is ignored or blocked.
     for nothing in ["SigIgn:\t0000000000000000", "SigBlk:\t0000000000000000"] {
         assert!(outcome.err().contains(nothing), "{outcome}");

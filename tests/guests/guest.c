@@ -135,6 +135,37 @@ static void tick(u64 mib)
 		out8(COM1, '.');
 }
 
+/* Counts what it is sent, aloud: whoever goes on from a snapshot goes on counting. */
+static void tally(void)
+{
+	u64 count = 0;
+
+	for (;;) {
+		char digits[22];
+		int at = sizeof(digits) - 1;
+		u64 rest;
+
+		while (!(in8(COM1 + 5) & 1))
+			;
+		if (in8(COM1) == 4 /* end of transmission */)
+			end(0);
+		digits[at] = 0;
+		digits[--at] = '\n';
+		for (rest = ++count; rest || digits[at] == '\n'; rest /= 10)
+			digits[--at] = '0' + rest % 10;
+		print(digits + at);
+	}
+}
+
+/* Shuts down when the power button is pressed. */
+static void obey(void)
+{
+	while (!(in8(ACPI_EVENTS) & 1))
+		;
+	print("bye\n");
+	out8(ACPI_SLEEP, 0x20 | 5 << 2);
+}
+
 static void triple_fault(void)
 {
 	static const struct {
@@ -188,6 +219,12 @@ void guest_main(const char *line)
 		rounds();
 	} else if (matches(task, "tick")) {
 		tick(number_after(task));
+	} else if (matches(task, "tally")) {
+		print("ready\n");
+		tally();
+	} else if (matches(task, "obey")) {
+		print("waiting\n");
+		obey();
 	} else if (matches(task, "hostile")) {
 		be_hostile(number_after(task));
 	} else if (matches(task, "garbage")) {

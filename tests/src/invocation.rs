@@ -32,6 +32,7 @@ pub struct Invocation {
     folder: Option<PathBuf>,
     deadline: Duration,
     input: Input,
+    beside: bool,
 }
 
 enum Input {
@@ -50,6 +51,7 @@ pub fn berth<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Invocat
         folder: None,
         deadline: DEADLINE,
         input: Input::Nothing,
+        beside: false,
     }
 }
 
@@ -161,6 +163,13 @@ impl Invocation {
         self
     }
 
+    /// Does not count it among those that run at once: it asks a VM that runs already.
+    #[must_use]
+    pub fn beside(mut self) -> Self {
+        self.beside = true;
+        self
+    }
+
     /// Starts it and waits for its end.
     pub fn finish(self) -> Outcome {
         self.start().finish()
@@ -168,7 +177,7 @@ impl Invocation {
 
     /// Starts it.
     pub fn start(self) -> Running {
-        let permit = Permit::take();
+        let permit = (!self.beside).then(Permit::take);
         let mut words = self.prefix.clone();
         let terminal = matches!(self.input, Input::Terminal).then(Terminal::new);
         if terminal.is_some() {
@@ -299,7 +308,7 @@ pub struct Running {
     started: Instant,
     deadline: Instant,
     ended: Option<(ExitStatus, Duration)>,
-    _permit: Permit,
+    _permit: Option<Permit>,
 }
 
 impl Running {

@@ -13,6 +13,7 @@ mod console;
 mod debian;
 mod disk;
 mod ends;
+mod fleet;
 mod formats;
 mod hostile;
 mod init;

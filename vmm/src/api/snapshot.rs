@@ -119,6 +119,7 @@ pub(crate) fn take(scene: &mut Scene<'_>, _: &str, params: BerthSnapshot) -> Res
     };
     let request = SnapshotRequest {
         kind,
+        durable: params.durable.unwrap_or(true),
         ..SnapshotRequest::to(params.path)
     };
     scene.machine.pause()?;

@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::fleet::args::{
-    ConsoleArgs, EventsArgs, InspectArgs, LogsArgs, PsArgs, RemoveArgs, StateDir, StopArgs, VmsArgs,
+    ConsoleArgs, EventsArgs, ForkArgs, InspectArgs, LogsArgs, PsArgs, RemoveArgs, RestoreArgs, SaveArgs,
+    StateDir, StopArgs, VmsArgs,
 };
 use crate::exit_code;
 use crate::logging::Filter;
@@ -61,6 +62,14 @@ pub enum Command {
     Logs(LogsArgs),
     /// Wait until VMs end, print their exit codes and end with theirs
     Wait(VmsArgs),
+    /// Save a VM, which goes on afterwards; look into snapshots and join them
+    #[command(long_about = SNAPSHOT_ABOUT)]
+    Snapshot(SnapshotArgs),
+    /// Make a VM that goes on from a snapshot, in the background
+    Restore(RestoreArgs),
+    /// Make clones of a VM that go on from where it is, in the background
+    #[command(long_about = FORK_ABOUT)]
+    Fork(ForkArgs),
     /// Remove VMs that do not run
     Rm(RemoveArgs),
     /// Print what happens to VMs, as it happens
@@ -71,10 +80,15 @@ pub enum Command {
     /// Say what this host offers to virtual machines, and what to do where something lacks
     #[command(after_help = "The exit code is 0 if guests can run here, and 125 if not.")]
     Doctor(DoctorArgs),
-    /// Look into snapshots and join them
-    Snapshot(SnapshotArgs),
     /// Print the JSON Schema of VM files
     Schema,
+    /// Print Berth's manual page, or write one for each verb into a folder
+    #[command(after_help = "Example:\n  berth man ~/.local/share/man/man1")]
+    Man {
+        /// The folder, which must be there
+        #[arg(value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
     /// Print a script that completes arguments in your shell
     #[command(
         after_help = "Example:\n  berth completions bash > ~/.local/share/bash-completion/completions/berth"
@@ -105,6 +119,17 @@ const STOP_ABOUT: &str = "\
 Have guests shut down, and end those that do not.
 
 A guest is asked by its power button, then by Ctrl-Alt-Del; when its time is over its VM is ended. Several are stopped at once.";
+
+const SNAPSHOT_ABOUT: &str = "\
+Save a VM, which goes on afterwards.
+
+It stands still while its state and memory are written. Its disks are not part of the snapshot: keep what they hold.";
+
+const FORK_ABOUT: &str = "\
+Make clones of a VM that go on from where it is, in the background.
+
+The VM stands still only while it is saved. The clones share its memory, and its disks where the file system can, until they write. \
+What must not be the same twice, a guest that notices (VM generation id) changes by itself.";
 
 const CONSOLE_ABOUT: &str = "\
 Attach to a VM's console; Ctrl-A d detaches.
@@ -377,10 +402,14 @@ pub struct DoctorArgs {
 
 /// Arguments of `berth snapshot`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct SnapshotArgs {
-    /// What to do.
+    /// What to do with snapshots.
     #[command(subcommand)]
-    pub verb: SnapshotVerb,
+    pub verb: Option<SnapshotVerb>,
+    /// What to save, without a verb.
+    #[command(flatten)]
+    pub save: SaveArgs,
 }
 
 /// The verbs of `berth snapshot`.
@@ -446,7 +475,7 @@ impl From<EntryArg> for Entry {
 }
 
 /// A short form of several options, see `spec::options`. Paths in it need not be text.
-fn option<T>(
+pub(super) fn option<T>(
     read: impl Fn(&std::ffi::OsStr) -> Result<T, OptionError> + Clone + Send + Sync + 'static,
 ) -> ValueParser
 where

@@ -5,6 +5,7 @@ use std::backtrace::Backtrace;
 use std::env;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
+use std::path::Path;
 use std::process::{self, ExitCode};
 use std::time::Instant;
 
@@ -49,13 +50,19 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Inspect(args) => fleet::inspect(args),
         Command::Console(args) => fleet::console(args),
         Command::Logs(args) => fleet::logs(args),
+        Command::Restore(args) => fleet::restore(args),
+        Command::Fork(args) => fleet::fork(args),
         Command::Wait(args) => fleet::wait(&args),
         Command::Rm(args) => fleet::remove(args),
         Command::Events(args) => fleet::events(args),
         Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => examine(&args),
-        Command::Snapshot(args) => snapshot::run(&args),
+        Command::Snapshot(args) => match &args.verb {
+            Some(verb) => snapshot::run(verb),
+            None => fleet::snapshot(args.save),
+        },
         Command::Schema => print(&schema()),
+        Command::Man { folder } => manual(folder.as_deref()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "berth", &mut script);
@@ -63,6 +70,28 @@ pub fn main(start: Instant) -> ExitCode {
         }
     };
     code.into()
+}
+
+/// Prints or writes the manual pages.
+fn manual(folder: Option<&Path>) -> u8 {
+    let Some(folder) = folder else {
+        let mut page = Vec::new();
+        let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+        return match rendered {
+            Ok(()) => print(&String::from_utf8_lossy(&page)),
+            Err(error) => printed(Err(error)),
+        };
+    };
+    match clap_mangen::generate_to(Cli::command(), folder) {
+        Ok(()) => exit_code::OK,
+        Err(error) => {
+            complain(&format_args!(
+                "{}: manual pages cannot be written: {error}",
+                folder.display()
+            ));
+            exit_code::USER
+        }
+    }
 }
 
 /// What clap does not pass on: its help goes where it wants, a mistake is one sentence.

@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::args::{SnapshotArgs, SnapshotInfoArgs, SnapshotMergeArgs, SnapshotVerb};
+use super::args::{SnapshotInfoArgs, SnapshotMergeArgs, SnapshotVerb};
 use super::say::{complain, print};
 use crate::events;
 use crate::exit_code;
@@ -16,8 +16,8 @@ use crate::snapshot::{self, Body, Found, SnapshotError};
 use crate::spec::VmSpec;
 
 /// Runs it. Returns the exit code.
-pub(super) fn run(args: &SnapshotArgs) -> u8 {
-    match &args.verb {
+pub(super) fn run(verb: &SnapshotVerb) -> u8 {
+    match verb {
         SnapshotVerb::Info(args) => info(args),
         SnapshotVerb::Merge(args) => merge(args),
     }

@@ -40,9 +40,15 @@ pub struct Meta {
     /// What it logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_level: Option<String>,
-    /// The snapshot that it starts from.
+    /// The snapshot that its first start goes on from. Later ones boot: its disks are not what they were in the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<PathBuf>,
+    /// The snapshot that it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_from: Option<PathBuf>,
+    /// What it shares with other clones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
     /// Whether it is to be removed when it ends.
     #[serde(default)]
     pub remove: bool,
@@ -293,6 +299,15 @@ impl Entry {
     /// Writes down how it ended.
     pub(super) fn write_ended(&self, ended: &Ended) -> Result<(), FleetError> {
         files::write_json(&self.folder.join(RESULT), ended, false)
+    }
+
+    /// Forgets the snapshot that it was to go on from.
+    pub(super) fn forget_restore(&self) -> Result<(), FleetError> {
+        let meta = Meta {
+            restore: None,
+            ..self.meta.clone()
+        };
+        files::write_json(&self.folder.join(META), &meta, false)
     }
 
     /// Forgets how it ended before.

@@ -88,6 +88,12 @@ pub enum FleetError {
         /// What the system said.
         cause: io::Error,
     },
+    /// It cannot be forked or restored so.
+    #[error("{why}")]
+    Fork {
+        /// Why.
+        why: String,
+    },
     /// The VM's process said why it cannot start.
     #[error("{}", .sentences.join("\n"))]
     Start {

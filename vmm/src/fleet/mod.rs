@@ -11,6 +11,7 @@
 //!     result.json           how it ended the last time
 //!     api.sock console.sock where to drive it and where to attach
 //!     console.log log       what its guest said, and what Berth said about it
+//!   bases/ID/               what clones share: a snapshot and disks (fork)
 //!   vms/.new-ID .gone-ID    being made, being removed: seen by nobody
 //! ```
 //! Every file is written under another name and renamed, so a reader sees the old one or the new one. A VM appears and
@@ -21,6 +22,7 @@ pub mod drive;
 mod entry;
 mod error;
 mod files;
+pub mod fork;
 pub mod journal;
 pub mod launch;
 mod name;
@@ -63,6 +65,8 @@ pub struct NewVm<'a> {
     pub log_level: Option<String>,
     /// The snapshot that it starts from.
     pub restore: Option<PathBuf>,
+    /// What it shares with other clones, for the last of them to remove.
+    pub base: Option<PathBuf>,
     /// Whether it is to be removed when it ends.
     pub remove: bool,
     /// Whether it must survive the host's losing power right after.
@@ -125,6 +129,8 @@ impl Fleet {
             created: timestamp(SystemTime::now()),
             log_level: new.log_level.clone(),
             restore: new.restore.clone(),
+            restored_from: new.restore.clone(),
+            base: new.base.clone(),
             remove: new.remove,
         };
         for attempt in 0..NAME_TRIES {
@@ -214,7 +220,31 @@ impl Fleet {
         let gone = self.vms().join(format!(".gone-{}", entry.meta().id));
         fs::rename(entry.folder(), &gone).map_err(io_error("removed", entry.folder()))?;
         self.tell(entry, EventKind::Removed);
-        fs::remove_dir_all(&gone).map_err(io_error("removed", &gone))
+        fs::remove_dir_all(&gone).map_err(io_error("removed", &gone))?;
+        self.release(entry)
+    }
+
+    /// Removes what a clone that is gone shared with others, if it was the last.
+    fn release(&self, entry: &Entry) -> Result<(), FleetError> {
+        let Some(base) = entry
+            .meta()
+            .base
+            .as_ref()
+            .filter(|base| base.starts_with(fork::bases(&self.root)))
+        else {
+            return Ok(());
+        };
+        if self
+            .list()?
+            .iter()
+            .any(|other| other.meta().base.as_ref() == Some(base))
+        {
+            return Ok(());
+        }
+        match fs::remove_dir_all(base) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("removed", base)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Writes what happens to a VM that has no process into the journal.

@@ -79,7 +79,7 @@ impl Tenure {
             if let Err(error) = scribe.note(event) {
                 tracing::warn!("{error}");
             }
-            if event.kind == EventKind::Started
+            if matches!(event.kind, EventKind::Started | EventKind::Resumed)
                 && let Some(started) = started.take()
             {
                 started(&scribe.entry);
@@ -109,12 +109,8 @@ impl Scribe {
         let state = match &event.kind {
             // The VM's folder was made before, and so it was told.
             EventKind::Created => return Ok(()),
-            EventKind::Started => {
-                live.started = timestamp(event.time);
-                Some(LiveState::Running)
-            }
-            EventKind::Resumed => Some(LiveState::Running),
-            EventKind::Paused => Some(LiveState::Paused),
+            EventKind::Started | EventKind::Resumed => Some(LiveState::Running),
+            EventKind::Restored { .. } | EventKind::Paused => Some(LiveState::Paused),
             EventKind::Stopped {
                 reason,
                 exit_code,
@@ -133,10 +129,17 @@ impl Scribe {
         };
         if let Some(state) = state {
             live.state = state;
+            let first = live.started.is_empty();
+            if first {
+                live.started = timestamp(event.time);
+            }
             self.entry.write_live(&live)?;
-        }
-        if event.kind == EventKind::Started {
-            self.entry.forget_ended()?;
+            if first {
+                self.entry.forget_ended()?;
+            }
+            if first && self.entry.meta().restore.is_some() {
+                self.entry.forget_restore()?;
+            }
         }
         drop(live);
         journal::append(&self.root, event)

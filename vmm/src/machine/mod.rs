@@ -260,6 +260,8 @@ fn deadline(spec: &ValidSpec, start: Instant) -> Option<Instant> {
 fn streams(spec: &ValidSpec) -> Streams {
     let terminal = Streams::Terminal { rows: 0, columns: 0 };
     match spec.serial {
+        // Only the shipped guest knows of streams.
+        _ if spec.kernel.is_some() => terminal,
         SerialSpec::Stdio => match console::stdio() {
             Stdio::Terminal { rows, columns } => Streams::Terminal { rows, columns },
             Stdio::Piped => Streams::Piped,

@@ -42,6 +42,9 @@ pub(crate) struct BerthSnapshot {
     /// Whether the guest runs afterwards; without it, if it ran before.
     #[serde(default)]
     pub(crate) resume: Option<bool>,
+    /// Whether it must outlast a crash of the host from the moment it is done; it does unless this is false.
+    #[serde(default)]
+    pub(crate) durable: Option<bool>,
 }
 
 /// How much a snapshot saves.

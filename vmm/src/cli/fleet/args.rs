@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::super::args::option;
+use crate::logging::Filter;
+use crate::spec::{DiskSpec, NetSpec};
+
 /// Where the VMs are.
 #[derive(Debug, Default, Clone, Args)]
 pub struct StateDir {
@@ -113,6 +117,84 @@ pub struct LogsArgs {
     /// Begin with the last lines, this many
     #[arg(long, value_name = "LINES")]
     pub tail: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+/// Arguments of `berth snapshot`.
+#[derive(Debug, Args)]
+pub struct SaveArgs {
+    /// The VM, by its name or the beginning of its id
+    #[arg(required = true)]
+    pub vm: Option<String>,
+    /// The directory to save it in, which is replaced if it is a snapshot [default: one in the state directory]
+    #[arg(value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Save only the memory that was written since the VM was restored
+    #[arg(long)]
+    pub diff: bool,
+    /// Print what was done as JSON instead of the directory
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+/// Arguments of `berth restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The directory of the snapshot
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// The new VM's name: a to z, 0 to 9, dot, dash, underscore
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Where a disk leads now, as berth run takes it; all of them, in their order, or none
+    #[arg(long, value_name = "PATH[,ro][,serial=NAME]", value_parser = option(DiskSpec::from_option))]
+    pub disk: Vec<DiskSpec>,
+    /// Where a network interface leads now, as berth run takes it; all of them, in their order, or none
+    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS]", value_parser = option(NetSpec::from_option))]
+    pub net: Vec<NetSpec>,
+    /// End a guest that still runs after this many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// What to log
+    #[arg(long, value_name = "LEVEL", value_parser = str::parse::<Filter>)]
+    pub log_level: Option<Filter>,
+    /// Remove the VM when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Print the VM as JSON instead of its name
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub state: StateDir,
+}
+
+/// Arguments of `berth fork`.
+#[derive(Debug, Args)]
+pub struct ForkArgs {
+    /// The VM, by its name or the beginning of its id, or the directory of a snapshot, with a slash in it
+    #[arg(value_name = "VM|DIR")]
+    pub vm: String,
+    /// How many clones to make
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub count: u32,
+    /// What their names begin with; a dash and a number follow [default: the VM's name]
+    #[arg(long, value_name = "PREFIX")]
+    pub name: Option<String>,
+    /// The tap of a network interface, with {} for the clone's number; once for each interface
+    #[arg(long, value_name = "PATTERN")]
+    pub tap: Vec<String>,
+    /// Remove each when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Print the VMs as JSON instead of their names
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub state: StateDir,

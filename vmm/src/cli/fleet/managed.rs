@@ -14,8 +14,10 @@ use crate::exit_code;
 use crate::fleet::process::{self, Tenure};
 use crate::fleet::{Entry, Fleet, FleetError};
 use crate::logging::{self, Filter, Target};
+use crate::machine::{LoadRequest, Overrides};
 use crate::run::RunOptions;
-use crate::spec::SerialSpec;
+use crate::snapshot::SnapshotTarget;
+use crate::spec::{SerialSpec, VmSpec};
 
 /// `berth run --managed`: the VM in `folder`, in the background.
 pub(in super::super) fn run_managed(folder: &Path, state: StateDir, start: Instant) -> u8 {
@@ -88,10 +90,28 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
             start: Instant::now(),
             wait: false,
             cold: false,
-            load: None,
+            load: load(entry, &spec),
             save_when_ready: None,
             identity: Some(entry.identity()),
         },
+    })
+}
+
+/// The snapshot that a VM goes on from, if it does, with what is its own.
+fn load(entry: &Entry, spec: &VmSpec) -> Option<LoadRequest> {
+    let path = entry.meta().restore.clone()?;
+    Some(LoadRequest {
+        from: SnapshotTarget::Directory(path),
+        resume: true,
+        overrides: Overrides {
+            serial: Some(spec.serial.clone()),
+            timeout: spec.timeout,
+            taps: spec.nets.iter().map(|net| net.tap.clone()).collect(),
+            disks: spec.disks.iter().map(|disk| disk.path.clone()).collect(),
+            ..Overrides::default()
+        },
+        verify: false,
+        handler: None,
     })
 }
 

@@ -5,11 +5,13 @@ mod console;
 mod life;
 mod managed;
 mod show;
+mod snapshot;
 
 pub(super) use console::console;
 pub(super) use life::{create, kill, pause, remove, resume, run_detached, start, stop, wait};
 pub(super) use managed::{run_managed, run_registered};
 pub(super) use show::{events, inspect, logs, ps};
+pub(super) use snapshot::{fork, restore, snapshot};
 
 use serde_json::{Value, json};
 
@@ -99,7 +101,7 @@ fn describe(entry: &Entry) -> Value {
         "created": meta.created,
         "folder": entry.folder().to_string_lossy(),
     });
-    if let Some(path) = &meta.restore {
+    if let Some(path) = &meta.restored_from {
         value["restored_from"] = path.to_string_lossy().into();
     }
     // Removed meanwhile: then there is no more to say.

@@ -1,0 +1,455 @@
+//! Many VMs in a state directory: the verbs that make, drive and remove them.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use berth_tests::invocation::{Invocation, Outcome, berth};
+use berth_tests::{guests, program};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::codes;
+
+/// A state directory of the test's own. Dropped, it ends what still runs.
+struct Fleet(tempfile::TempDir);
+
+impl Fleet {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("the host has room"))
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.0.path().join("vms").join(name)
+    }
+
+    /// A verb, with its arguments.
+    fn verb<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Invocation {
+        berth(words)
+            .args([OsStr::new("--state-dir"), self.0.path().as_os_str()])
+            .within(Duration::from_secs(60))
+            .beside()
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Outcome {
+        self.verb(words).finish()
+    }
+
+    /// What a verb that goes well prints.
+    #[track_caller]
+    fn good<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> String {
+        let outcome = self.run(words);
+        outcome.expect_code(0);
+        assert_eq!(outcome.err(), "", "{outcome}");
+        outcome.out()
+    }
+
+    #[track_caller]
+    fn json<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Value {
+        let text = self.good(words);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Makes a VM of the test guest.
+    #[track_caller]
+    fn create(&self, name: &str, task: &str) {
+        let made = self.tiny("create", task).args(["--name", name]).finish();
+        assert_eq!(made.expect_code(0).out(), format!("{name}\n"));
+    }
+
+    /// `create` or `run` of the test guest.
+    fn tiny(&self, verb: &str, task: &str) -> Invocation {
+        self.verb([verb, "--memory", "64M"])
+            .arg(format!("--kernel={}", guests::tiny().display()))
+            .args(["--cmdline", &format!("do={task}")])
+    }
+
+    /// What is known about a VM.
+    #[track_caller]
+    fn inspect(&self, name: &str) -> Value {
+        self.json(["inspect", name])[0].take()
+    }
+
+    #[track_caller]
+    fn state(&self, name: &str) -> String {
+        self.inspect(name)["state"]
+            .as_str()
+            .expect("a state is a word")
+            .to_owned()
+    }
+
+    /// Attaches, sends `typed`, waits for each of `expected`, and detaches.
+    #[track_caller]
+    fn attach(&self, name: &str, typed: &str, expected: &[&str]) -> String {
+        let mut console = self.verb(["console", name]).open_input().start();
+        let mut heard = String::new();
+        console.send(typed);
+        for text in expected {
+            heard += &console.wait_for(text);
+        }
+        console.send("\x01d");
+        let outcome = console.finish();
+        outcome.expect_code(0);
+        assert!(outcome.err().contains("detached"), "{outcome}");
+        heard
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        let berth = || {
+            let mut command = Command::new(program::berth());
+            command.env("BERTH_STATE_DIR", self.0.path());
+            command
+        };
+        let ids = berth()
+            .args(["ps", "--quiet"])
+            .output()
+            .map(|output| output.stdout);
+        for id in String::from_utf8_lossy(&ids.unwrap_or_default()).lines() {
+            let _ = berth().args(["kill", id]).output();
+        }
+    }
+}
+
+#[test]
+fn a_vm_lives_from_create_to_rm_and_every_verb_says_so() {
+    let fleet = Fleet::new();
+    fleet.create("web", "tally");
+    assert_eq!(fleet.state("web"), "created");
+    assert_eq!(fleet.good(["start", "web"]), "web\n");
+    let vm = fleet.inspect("web");
+    assert_eq!(vm["state"], "running");
+    let id = vm["id"].as_str().unwrap();
+    assert!(fleet.good(["ps"]).lines().nth(1).unwrap().starts_with("web "));
+    assert_eq!(fleet.good(["ps", "--quiet"]), format!("{id}\n"));
+
+    assert_eq!(fleet.attach("web", "a", &["ready\n", "1\n"]), "ready\n1\n");
+    assert_eq!(fleet.json(["pause", &id[..8], "--json"])[0]["state"], "paused");
+    assert_eq!(fleet.good(["resume", "web"]), "web\n");
+    assert_eq!(
+        fleet.attach("web", "a", &["2\n"]),
+        "2\n",
+        "what was seen is not shown again"
+    );
+    assert_eq!(fleet.good(["logs", "web"]), "ready\n1\n2\n");
+    assert_eq!(fleet.good(["logs", "web", "--tail", "1"]), "2\n");
+
+    let mut waiter = fleet.verb(["wait", "web"]).start();
+    let mut follower = fleet.verb(["logs", "--follow", "web"]).start();
+    follower.wait_for("2\n");
+    assert_eq!(fleet.good(["kill", "web"]), "web\n");
+    waiter.wait_for("143\n");
+    waiter.finish().expect_code(codes::SIGNAL + 15);
+    follower.finish().expect_code(0);
+    let vm = fleet.inspect("web");
+    assert_eq!(
+        (&vm["state"], &vm["reason"], &vm["exit_code"]),
+        (&"stopped".into(), &"killed".into(), &143.into())
+    );
+    assert_eq!(fleet.good(["ps", "--quiet"]), "");
+    assert!(fleet.good(["ps", "--all"]).contains("exit code 143 (killed)"));
+
+    assert_eq!(
+        fleet.good(["start", "web"]),
+        "web\n",
+        "what has ended can run again"
+    );
+    assert_eq!(fleet.good(["rm", "--force", "web"]), "web\n");
+    assert_eq!(fleet.json(["ps", "--all", "--json"]), Value::Array(Vec::new()));
+    assert!(!fleet.folder("web").exists());
+
+    let events = fleet.good(["events", "--no-follow", "--json"]);
+    let told: Vec<Value> = events
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(
+        told.iter()
+            .all(|event| event["id"] == id && event["name"] == "web")
+    );
+    let kinds: Vec<_> = told
+        .iter()
+        .map(|event| event["event"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            "created", "started", "paused", "resumed", "stopped", "started", "stopped", "removed"
+        ]
+    );
+}
+
+#[test]
+fn two_vms_run_side_by_side_and_verbs_take_both() {
+    let fleet = Fleet::new();
+    for name in ["one", "two"] {
+        fleet.create(name, "tally");
+    }
+    assert_eq!(fleet.good(["start", "two", "one"]), "two\none\n");
+    fleet.attach("one", "xx", &["2\n"]);
+    fleet.attach("two", "x", &["1\n"]);
+    assert_eq!(fleet.good(["logs", "one"]), "ready\n1\n2\n");
+    assert_eq!(fleet.good(["logs", "two"]), "ready\n1\n");
+    let outcome = fleet.run(["kill", "one", "none", "two"]);
+    outcome.expect_code(codes::USER);
+    assert_eq!(outcome.out(), "one\ntwo\n", "the others are done all the same");
+    assert_eq!(
+        outcome.sentence(codes::USER),
+        "there is no VM \"none\"; did you mean one?"
+    );
+}
+
+#[test]
+fn a_guest_that_obeys_shuts_down_and_one_that_does_not_is_ended() {
+    let fleet = Fleet::new();
+    fleet.create("good", "obey");
+    fleet.create("bad", "halt");
+    fleet.good(["start", "good", "bad"]);
+    // A paused guest can obey too.
+    fleet.good(["pause", "good"]);
+    let outcome = fleet.run(["stop", "--time", "30", "good"]);
+    assert_eq!(outcome.expect_code(0).out(), "good\n");
+    assert!(outcome.elapsed < Duration::from_secs(15), "{outcome}");
+    let vm = fleet.inspect("good");
+    assert_eq!((&vm["reason"], &vm["exit_code"]), (&"shutdown".into(), &0.into()));
+    assert_eq!(fleet.good(["stop", "--time", "0.2", "bad"]), "bad\n");
+    assert_eq!(fleet.inspect("bad")["reason"], "killed");
+    assert_eq!(fleet.good(["stop", "bad"]), "bad\n", "it is stopped already");
+}
+
+#[test]
+fn what_a_killed_process_leaves_is_recognised_and_can_be_started_and_removed() {
+    let fleet = Fleet::new();
+    fleet.create("web", "tally");
+    fleet.good(["start", "web"]);
+    let pid = fleet.inspect("web")["pid"].as_i64().unwrap();
+    let mut waiter = fleet.verb(["wait", "web"]).start();
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+    waiter.wait_for_end();
+    let sentence = waiter.finish().sentence(i32::from(berth::exit_code::FAULT));
+    assert!(sentence.contains("web: its process was killed"), "{sentence}");
+    assert_eq!(fleet.state("web"), "dead");
+    assert!(
+        fleet.folder("web").join("api.sock").exists(),
+        "nothing was tidied up"
+    );
+    for verb in ["pause", "console", "kill"] {
+        let sentence = fleet.run([verb, "web"]).sentence(codes::USER);
+        assert!(sentence.starts_with("web is dead and cannot be "), "{sentence}");
+    }
+    fleet.good(["start", "web"]);
+    assert_eq!(fleet.state("web"), "running");
+    fleet.good(["rm", "--force", "web"]);
+}
+
+#[test]
+fn a_start_that_fails_says_why_in_the_vms_words_and_leaves_nothing() {
+    let fleet = Fleet::new();
+    let outcome = fleet
+        .verb([
+            "run",
+            "--detach",
+            "--name",
+            "web",
+            "--kernel",
+            "/nonexistent/vmlinux",
+        ])
+        .finish();
+    let sentence = outcome.sentence(codes::USER);
+    assert!(sentence.contains("/nonexistent/vmlinux"), "{sentence}");
+    assert_eq!(outcome.out(), "");
+    assert!(!fleet.folder("web").exists());
+
+    fleet
+        .verb(["create", "--name", "web", "--kernel", "/nonexistent/vmlinux"])
+        .finish()
+        .expect_code(0);
+    assert_eq!(fleet.run(["start", "web"]).sentence(codes::USER), sentence);
+    assert_eq!(fleet.state("web"), "created");
+}
+
+#[test]
+fn of_many_that_are_made_with_one_name_exactly_one_is() {
+    let fleet = Fleet::new();
+    let codes: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..6)
+            .map(|_| {
+                scope.spawn(|| {
+                    fleet
+                        .tiny("create", "halt")
+                        .args(["--name", "web"])
+                        .finish()
+                        .code()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let made = codes.iter().filter(|code| **code == Some(0)).count();
+    let refused = codes.iter().filter(|code| **code == Some(codes::USER)).count();
+    assert_eq!((made, refused), (1, 5), "{codes:?}");
+}
+
+#[test]
+fn each_mistake_is_one_sentence() {
+    let fleet = Fleet::new();
+    fleet.create("web", "tally");
+    let sentence = |words: &[&str]| fleet.run(words).sentence(codes::USER);
+    assert!(sentence(&["create", "--name", "Web"]).starts_with("name: \"Web\" is no name for a VM; "));
+    assert_eq!(
+        sentence(&["create", "--name", "web"]),
+        "name: there is a VM named web already; choose another name, or remove it with berth rm web"
+    );
+    assert_eq!(
+        sentence(&["start", "wbe"]),
+        "there is no VM \"wbe\"; did you mean web?"
+    );
+    assert_eq!(
+        sentence(&["stop", "../web"]),
+        "there is no VM \"../web\"; berth ps --all lists them"
+    );
+    for verb in ["pause", "resume", "kill", "console", "wait"] {
+        let said = sentence(&[verb, "web"]);
+        assert!(said.starts_with("web is created and cannot "), "{said}");
+    }
+    fleet.good(["start", "web"]);
+    assert_eq!(
+        sentence(&["start", "web"]),
+        "web is running and cannot be started again; stop it first"
+    );
+    assert_eq!(
+        sentence(&["rm", "web"]),
+        "web is running and cannot be removed; stop it first, or remove it with --force"
+    );
+    let _attached = {
+        let mut first = fleet.verb(["console", "web"]).open_input().start();
+        first.wait_for("ready\n");
+        first
+    };
+    assert_eq!(
+        sentence(&["console", "web"]),
+        "web: somebody is attached to its console; berth logs --follow only looks"
+    );
+}
+
+#[test]
+fn a_console_ends_with_its_vm_and_with_its_exit_code() {
+    let fleet = Fleet::new();
+    let run = fleet
+        .tiny("run", "echo")
+        .args(["--detach", "--name", "web", "--rm"])
+        .finish();
+    assert_eq!(run.expect_code(0).out(), "web\n");
+    let mut console = fleet.verb(["console", "web"]).on_terminal().start();
+    console.wait_for("ready\n");
+    assert!(console.terminal().is_raw());
+    console.send("hello\x04");
+    console.wait_for("hello");
+    console.wait_for_end();
+    console.terminal().expect_as_before();
+    assert!(!fleet.folder("web").exists(), "it was to be removed");
+}
+
+#[test]
+fn a_named_vm_in_the_foreground_is_known_to_the_other_verbs() {
+    let fleet = Fleet::new();
+    let mut running = fleet
+        .tiny("run", "tally")
+        .args(["--name", "web"])
+        .open_input()
+        .start();
+    running.wait_for("ready\n");
+    assert_eq!(fleet.state("web"), "running");
+    let sentence = fleet.run(["console", "web"]).sentence(codes::USER);
+    assert!(
+        sentence.starts_with("web: its console is where it was started"),
+        "{sentence}"
+    );
+    fleet.good(["pause", "web"]);
+    fleet.good(["resume", "web"]);
+    running.send("x\x04");
+    let outcome = running.finish();
+    assert_eq!(outcome.expect_code(0).out(), "ready\n1\n");
+    assert_eq!(fleet.inspect("web")["reason"], "exit");
+}
+
+#[test]
+fn events_follow_all_vms_or_one() {
+    let fleet = Fleet::new();
+    fleet.create("one", "halt");
+    fleet.create("two", "panic");
+    let mut all = fleet.verb(["events", "--json"]).start();
+    let mut one = fleet.verb(["events", "--past", "one"]).start();
+    one.wait_for("one created\n");
+    fleet.good(["start", "two"]);
+    all.wait_for("\"event\":\"started\"");
+    all.wait_for("\"event\":\"panicked\"");
+    all.wait_for("\"exit_code\":121");
+    fleet.good(["start", "one"]);
+    let heard = one.wait_for("one started\n");
+    assert!(!heard.contains("two"), "{heard}");
+    one.signal(Signal::TERM);
+    all.signal(Signal::TERM);
+}
+
+#[test]
+fn a_snapshot_is_restored_beside_the_vm_and_goes_on_from_there() {
+    let fleet = Fleet::new();
+    fleet.create("web", "tally");
+    fleet.good(["start", "web"]);
+    fleet.attach("web", "abc", &["3\n"]);
+    let directory = fleet.good(["snapshot", "web"]);
+    let directory = directory.trim();
+    assert_eq!(fleet.state("web"), "running");
+    assert_eq!(fleet.good(["restore", directory, "--name", "copy"]), "copy\n");
+    assert_eq!(fleet.attach("copy", "d", &["4\n"]), "4\n");
+    assert_eq!(fleet.attach("web", "d", &["4\n"]), "4\n");
+    fleet.good(["kill", "copy"]);
+    fleet.good(["start", "copy"]);
+    assert!(
+        fleet.attach("copy", "e", &["1\n"]).contains("ready"),
+        "a second start boots"
+    );
+    let sentence = fleet.run(["restore", "/nonexistent"]).sentence(codes::USER);
+    assert!(sentence.contains("/nonexistent/vm.json"), "{sentence}");
+}
+
+#[test]
+fn clones_go_on_from_where_the_vm_was_each_by_itself() {
+    let fleet = Fleet::new();
+    let disk = fleet.0.path().join("disk.img");
+    std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let made = fleet
+        .tiny("run", "tally")
+        .args(["--detach", "--name", "web", "--disk"])
+        .arg(&disk)
+        .finish();
+    made.expect_code(0);
+    fleet.attach("web", "ab", &["2\n"]);
+    let names = fleet.good(["fork", "web", "--count", "3"]);
+    assert_eq!(names, "web-1\nweb-2\nweb-3\n");
+    assert_eq!(fleet.state("web"), "running");
+    fleet.attach("web-2", "xyz", &["5\n"]);
+    for name in ["web", "web-1", "web-3"] {
+        assert_eq!(fleet.attach(name, "c", &["3\n"]), "3\n");
+    }
+    let own = fleet.inspect("web-1")["spec"]["disks"][0]["path"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(own.starts_with(fleet.folder("web-1").to_str().unwrap()), "{own}");
+    assert_eq!(fleet.good(["fork", "web-2", "--name", "child"]), "child-1\n");
+    assert_eq!(fleet.attach("child-1", "c", &["6\n"]), "6\n");
+    assert_eq!(
+        std::fs::read_dir(fleet.0.path().join("bases")).unwrap().count(),
+        2
+    );
+    fleet.good(["rm", "--force", "web-1", "web-2", "web-3", "child-1"]);
+    assert_eq!(
+        std::fs::read_dir(fleet.0.path().join("bases")).unwrap().count(),
+        0,
+        "nobody needs them"
+    );
+}

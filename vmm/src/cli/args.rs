@@ -177,9 +177,9 @@ pub struct RunArgs {
 
     /// A raw image file or block device as a disk; repeatable
     ///
-    /// `ro` makes it read-only; `serial` is the number that the guest reads, at most 20 characters. `bandwidth` and `ops` limit
+    /// `ro` makes it read-only; with `overlay` the image stays as it is, and FILE keeps what the guest writes; `serial` is the number that the guest reads, at most 20 characters. `bandwidth` and `ops` limit
     /// bytes and requests a second. Write a comma in a name twice.
-    #[arg(long, value_name = "PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
+    #[arg(long, value_name = "PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
     pub disk: Vec<DiskSpec>,
 
     /// A network interface on a tap of the host; repeatable

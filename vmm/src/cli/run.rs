@@ -66,6 +66,7 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
                 timeout: args.timeout,
                 taps: args.net.iter().map(|net| net.tap.clone()).collect(),
                 disks: args.disk.iter().map(|disk| disk.path.clone()).collect(),
+                overlays: args.disk.iter().map(|disk| disk.overlay.clone()).collect(),
                 vsock: args.vsock.as_ref().map(|vsock| vsock.path.clone()),
                 cid: args.vsock.as_ref().map(|vsock| vsock.cid),
                 keep_clock: args.keep_clock,
@@ -272,7 +273,8 @@ pub(super) fn portable(spec: ValidSpec) -> Result<VmSpec, Fault> {
         .iter()
         .chain(&spec.initrd)
         .chain(spec.disks.iter().map(|disk| &disk.path))
-        .chain(spec.consoles.iter().flat_map(ConsoleSpec::paths));
+        .chain(spec.consoles.iter().flat_map(ConsoleSpec::paths))
+        .chain(spec.disks.iter().filter_map(|disk| disk.overlay.as_ref()));
     if let Some(path) = paths
         .chain(serial_path(&spec.serial))
         .find(|path| path.to_str().is_none())

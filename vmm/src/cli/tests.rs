@@ -148,7 +148,7 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--disk", ""],
-            "disk: \"\" names no file; write it as PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
+            "disk: \"\" names no file; write it as PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--net", "mac=x"],
@@ -287,7 +287,14 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .serial
             .as_ref()
             .map_or_else(String::new, |serial| format!(",serial={}", double(serial)));
-        words.push(format!("--disk={}{ro}{serial}", double(&path(&disk.path)?)));
+        let overlay = match &disk.overlay {
+            Some(overlay) => format!(",overlay={}", double(&path(overlay)?)),
+            None => String::new(),
+        };
+        words.push(format!(
+            "--disk={}{ro}{serial}{overlay}",
+            double(&path(&disk.path)?)
+        ));
     }
     for port in &spec.consoles {
         let name = double(&port.name);

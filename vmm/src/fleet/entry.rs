@@ -47,8 +47,8 @@ pub struct Meta {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored_from: Option<PathBuf>,
     /// What it shares with other clones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bases: Vec<PathBuf>,
     /// Whether it is to be removed when it ends.
     #[serde(default)]
     pub remove: bool,

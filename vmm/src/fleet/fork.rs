@@ -2,8 +2,8 @@
 //!
 //! What they share lies in a folder of its own, `bases/ID` in the state directory: the snapshot and a frozen copy of each
 //! disk that can be written. Memory is mapped from the snapshot, copy on write; a clone's disk is a reflink of the frozen
-//! copy where the file system has that, and otherwise a copy that leaves holes as holes. A base goes when the last VM that
-//! came from it is removed.
+//! copy where the file system has that, and otherwise an overlay on it. A base goes when the last VM that came from it is
+//! removed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,7 +18,7 @@ use super::error::io_error;
 use super::{Entry, Fleet, FleetError, NewVm, State, drive};
 use crate::events::Identity;
 use crate::snapshot::Found;
-use crate::spec::{SerialSpec, VmSpec};
+use crate::spec::{DiskSpec, SerialSpec, VmSpec};
 
 /// What clones have in common.
 #[derive(Debug)]
@@ -26,8 +26,23 @@ pub struct Base {
     folder: PathBuf,
     snapshot: PathBuf,
     spec: VmSpec,
-    /// The frozen copy of each disk; none for one that nobody writes.
-    disks: Vec<Option<PathBuf>>,
+    /// Each disk, frozen.
+    disks: Vec<Frozen>,
+    /// The bases that those disks lie in, this one included.
+    bases: Vec<PathBuf>,
+}
+
+/// A disk as it was.
+#[derive(Debug)]
+enum Frozen {
+    /// Nobody writes it.
+    ReadOnly,
+    /// An image to take references of.
+    Image(PathBuf),
+    /// An image to put overlays on.
+    Under(PathBuf),
+    /// An overlay to copy.
+    Overlay(PathBuf),
 }
 
 /// What the clones are to be.
@@ -76,6 +91,7 @@ impl Base {
         let folder = new_folder(fleet)?;
         match freeze(&spec, &folder) {
             Ok(disks) => Ok(Self {
+                bases: vec![folder.clone()],
                 folder,
                 snapshot: snapshot.to_owned(),
                 spec,
@@ -135,11 +151,27 @@ impl Base {
         for (net, tap) in spec.nets.iter_mut().zip(&clones.taps) {
             net.tap = tap.replace("{}", &number.to_string());
         }
+        if let Some(vsock) = &mut spec.vsock {
+            vsock.path = home.join("vsock.sock");
+            vsock.cid = vsock.cid.saturating_add(number).min(u32::MAX - 1);
+        }
         let mut copies = Vec::new();
         for (index, (disk, frozen)) in spec.disks.iter_mut().zip(&self.disks).enumerate() {
-            if let Some(frozen) = frozen {
-                disk.path = home.join(disk_name(index));
-                copies.push((frozen, disk.path.clone()));
+            let (image, overlay) = (home.join(image_name(index)), home.join(overlay_name(index)));
+            match frozen {
+                Frozen::ReadOnly => {}
+                Frozen::Image(from) => {
+                    copies.push((from, image.clone()));
+                    disk.path = image;
+                }
+                Frozen::Under(base) => {
+                    disk.path.clone_from(base);
+                    disk.overlay = Some(overlay);
+                }
+                Frozen::Overlay(from) => {
+                    copies.push((from, overlay.clone()));
+                    disk.overlay = Some(overlay);
+                }
             }
         }
         let entry = fleet.create(&NewVm {
@@ -147,12 +179,13 @@ impl Base {
             spec,
             log_level: None,
             restore: Some(self.snapshot.clone()),
-            base: Some(self.folder.clone()),
+            bases: self.bases.clone(),
             remove: clones.remove,
             durable: false,
         })?;
-        for (frozen, own) in copies {
-            if let Err(error) = copy(frozen, &own) {
+        for (from, to) in copies {
+            if let Err(error) = copy(from, &to) {
+                // What cannot be removed can still be seen.
                 let _ = fleet.remove(&entry);
                 return Err(error);
             }
@@ -183,7 +216,10 @@ fn save(entry: &Entry, folder: &Path) -> Result<Base, FleetError> {
     drive::request(entry, "POST", "/berth/v1/snapshot", Some(&body), "be forked")?;
     let spec = saved_spec(&snapshot)?;
     let disks = freeze(&spec, folder)?;
+    let mut bases = entry.meta().bases.clone();
+    bases.push(folder.to_owned());
     Ok(Base {
+        bases,
         folder: folder.to_owned(),
         snapshot,
         spec,
@@ -201,38 +237,64 @@ pub fn saved_spec(snapshot: &Path) -> Result<VmSpec, FleetError> {
     Ok(spec)
 }
 
-/// Copies every disk that can be written, as it is now.
-fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Option<PathBuf>>, FleetError> {
-    let mut disks = Vec::new();
-    for (index, disk) in spec.disks.iter().enumerate() {
+/// Freezes every disk that can be written, as it is now.
+fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
+    let freeze_one = |(index, disk): (usize, &DiskSpec)| {
         if disk.read_only {
-            disks.push(None);
-            continue;
+            return Ok(Frozen::ReadOnly);
         }
-        let kind = fs::metadata(&disk.path)
-            .map_err(io_error("read", &disk.path))?
-            .file_type();
-        if kind.is_block_device() {
+        if let Some(overlay) = &disk.overlay {
+            let frozen = folder.join(overlay_name(index));
+            copy(overlay, &frozen)?;
+            return Ok(Frozen::Overlay(frozen));
+        }
+        let data = fs::metadata(&disk.path).map_err(io_error("read", &disk.path))?;
+        if data.file_type().is_block_device() {
             return Err(FleetError::Fork {
                 why: format!(
-                    "{}: is a block device, which cannot be copied for each clone; attach it read-only, or use a file",
+                    "{}: is a block device, which cannot be copied for clones; attach it read-only or with an overlay",
                     disk.path.display()
                 ),
             });
         }
-        let frozen = folder.join(disk_name(index));
+        let frozen = folder.join(image_name(index));
         copy(&disk.path, &frozen)?;
-        disks.push(Some(frozen));
-    }
-    Ok(disks)
+        // Bases and VMs lie in one file system.
+        let probe = folder.join("probe");
+        let shares = copy_by_reference(&frozen, &probe)?.is_some();
+        fs::remove_file(&probe).map_err(io_error("removed", &probe))?;
+        Ok(if shares {
+            Frozen::Image(frozen)
+        } else {
+            Frozen::Under(frozen)
+        })
+    };
+    spec.disks.iter().enumerate().map(freeze_one).collect()
 }
 
-fn disk_name(index: usize) -> String {
+fn image_name(index: usize) -> String {
     format!("disk{}.img", index + 1)
+}
+
+fn overlay_name(index: usize) -> String {
+    format!("disk{}.overlay", index + 1)
 }
 
 /// Copies a file: by reference where the file system can, else its data, holes left as holes.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), FleetError> {
+    if copy_by_reference(from, to)?.is_none() {
+        let source = File::open(from).map_err(io_error("read", from))?;
+        let target = OpenOptions::new()
+            .write(true)
+            .open(to)
+            .map_err(io_error("written", to))?;
+        copy_data(&source, &target).map_err(io_error("copied", to))?;
+    }
+    Ok(())
+}
+
+/// Makes `to` a file that shares `from`'s data; an empty one, and nothing is returned, where the file system cannot.
+fn copy_by_reference(from: &Path, to: &Path) -> Result<Option<()>, FleetError> {
     let source = File::open(from).map_err(io_error("read", from))?;
     let make = || {
         OpenOptions::new()
@@ -243,10 +305,8 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), FleetError> {
     };
     let target = make().map_err(io_error("made", to))?;
     match ioctl_ficlone(&target, &source) {
-        Ok(()) => Ok(()),
-        Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
-            copy_data(&source, &target).map_err(io_error("copied", to))
-        }
+        Ok(()) => Ok(Some(())),
+        Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => Ok(None),
         Err(error) => Err(io_error("copied", to)(error.into())),
     }
 }

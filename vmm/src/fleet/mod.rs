@@ -66,7 +66,7 @@ pub struct NewVm<'a> {
     /// The snapshot that it starts from.
     pub restore: Option<PathBuf>,
     /// What it shares with other clones, for the last of them to remove.
-    pub base: Option<PathBuf>,
+    pub bases: Vec<PathBuf>,
     /// Whether it is to be removed when it ends.
     pub remove: bool,
     /// Whether it must survive the host's losing power right after.
@@ -130,7 +130,7 @@ impl Fleet {
             log_level: new.log_level.clone(),
             restore: new.restore.clone(),
             restored_from: new.restore.clone(),
-            base: new.base.clone(),
+            bases: new.bases.clone(),
             remove: new.remove,
         };
         for attempt in 0..NAME_TRIES {
@@ -226,25 +226,25 @@ impl Fleet {
 
     /// Removes what a clone that is gone shared with others, if it was the last.
     fn release(&self, entry: &Entry) -> Result<(), FleetError> {
-        let Some(base) = entry
-            .meta()
-            .base
-            .as_ref()
-            .filter(|base| base.starts_with(fork::bases(&self.root)))
-        else {
-            return Ok(());
+        let others = if entry.meta().bases.is_empty() {
+            Vec::new()
+        } else {
+            self.list()?
         };
-        if self
-            .list()?
-            .iter()
-            .any(|other| other.meta().base.as_ref() == Some(base))
-        {
-            return Ok(());
+        for base in &entry.meta().bases {
+            let needed = others.iter().any(|other| other.meta().bases.contains(base));
+            // Nothing outside is removed, whatever the file says.
+            if needed || base.parent() != Some(&fork::bases(&self.root)) {
+                continue;
+            }
+            match fs::remove_dir_all(base) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(io_error("removed", base)(error));
+                }
+                _ => {}
+            }
         }
-        match fs::remove_dir_all(base) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("removed", base)(error)),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Writes what happens to a VM that has no process into the journal.

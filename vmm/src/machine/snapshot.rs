@@ -46,6 +46,8 @@ pub struct Overrides {
     pub vsock: Option<PathBuf>,
     /// The CID of its vsock.
     pub cid: Option<u32>,
+    /// Their overlays, in the same order, where the disks are given.
+    pub overlays: Vec<Option<PathBuf>>,
     /// The command that the shipped guest is still to be told.
     pub(crate) command: Option<Vec<String>>,
     /// How the shipped guest's streams lead to the host's, if it has not been told yet.
@@ -152,6 +154,10 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
         }
         for (disk, path) in spec.disks.iter_mut().zip(&overrides.disks) {
             disk.path.clone_from(path);
+            disk.overlay = None;
+        }
+        for (disk, overlay) in spec.disks.iter_mut().zip(&overrides.overlays) {
+            disk.overlay.clone_from(overlay);
         }
     }
     if overrides.vsock.is_some() || overrides.cid.is_some() {

@@ -115,7 +115,10 @@ impl VmSpec {
             SerialSpec::File(path) | SerialSpec::Socket(path) | SerialSpec::Kept(path) => Some(path),
             SerialSpec::Stdio | SerialSpec::Null | SerialSpec::Pty => None,
         };
-        let disks = self.disks.iter_mut().map(|disk| &mut disk.path);
+        let disks = self
+            .disks
+            .iter_mut()
+            .flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.overlay));
         let vsock = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
         let consoles = self.consoles.iter_mut().flat_map(ConsoleSpec::paths_mut);
         self.kernel
@@ -167,6 +170,9 @@ pub struct DiskSpec {
     pub id: Option<String>,
     /// A raw image file or a block device.
     pub path: PathBuf,
+    /// A file that keeps what the guest writes, while the image stays as it is; made if it is not there.
+    #[serde(default)]
+    pub overlay: Option<PathBuf>,
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,

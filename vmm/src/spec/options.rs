@@ -55,12 +55,12 @@ pub enum OptionError {
     Serial(String),
 }
 
-const DISK_FORM: &str = "PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]";
+const DISK_FORM: &str = "PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]";
 const NET_FORM: &str = "tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]";
 const SERIAL_FORM: &str = "stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER";
 
 impl DiskSpec {
-    /// Reads `PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]`.
+    /// Reads `PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]`.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
         let mut parts = split(text).into_iter();
         let path = PathBuf::from(parts.next().unwrap_or_default());
@@ -72,6 +72,7 @@ impl DiskSpec {
             });
         }
         let (mut read_only, mut serial, mut limit) = (false, None, FlagLimit::default());
+        let mut overlay = None;
         for part in parts {
             let (key, value) = key_value(&part);
             if limit.take(key, value)? {
@@ -81,6 +82,8 @@ impl DiskSpec {
                 (b"ro", None) if read_only => return Err(OptionError::Twice("ro")),
                 (b"ro", None) => read_only = true,
                 (b"serial", Some(value)) => set(&mut serial, value, "serial")?,
+                (b"overlay", Some(_)) if overlay.is_some() => return Err(OptionError::Twice("overlay")),
+                (b"overlay", Some(value)) => overlay = Some(PathBuf::from(OsStr::from_bytes(value))),
                 _ => {
                     return Err(OptionError::Unknown {
                         option: lossy(&part),
@@ -92,6 +95,7 @@ impl DiskSpec {
         Ok(Self {
             id: None,
             path,
+            overlay,
             read_only,
             serial,
             rate_limit: limit.finish(),
@@ -295,19 +299,19 @@ mod tests {
         for (sentence, expected) in [
             (
                 disk(""),
-                "\"\" names no file; write it as PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"\" names no file; write it as PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 disk(",ro"),
-                "\",ro\" names no file; write it as PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
+                "\",ro\" names no file; write it as PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 disk("a,rw"),
-                "unknown option \"rw\"; it takes PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
+                "unknown option \"rw\"; it takes PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (
                 disk("a,ro=1"),
-                "unknown option \"ro=1\"; it takes PATH[,ro][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
+                "unknown option \"ro=1\"; it takes PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (disk("a,ro,ro"), "the option ro is given twice; give it once"),
             (

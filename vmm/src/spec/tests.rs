@@ -26,13 +26,15 @@ fn limit() -> impl Strategy<Value = Option<RateLimitSpec>> {
 fn disk() -> impl Strategy<Value = DiskSpec> {
     let fields = (
         ".{1,20}",
+        proptest::option::of(".{1,20}"),
         any::<bool>(),
         proptest::option::of("[ -~]{0,20}"),
         limit(),
     );
-    fields.prop_map(|(path, read_only, serial, rate_limit)| DiskSpec {
+    fields.prop_map(|(path, overlay, read_only, serial, rate_limit)| DiskSpec {
         id: None,
         path: path.into(),
+        overlay: overlay.map(Into::into),
         read_only,
         serial,
         rate_limit,

@@ -283,6 +283,12 @@ impl Faults {
         let field = format!("disk {}", index + 1);
         self.limit(&field, "rate_limit", disk.rate_limit.as_ref());
         self.path(&field, &disk.path, "name a raw image file or a block device");
+        if let Some(overlay) = &disk.overlay {
+            self.path(&field, overlay, "name the overlay's file, or leave it out");
+            if disk.read_only {
+                self.add(&field, "an overlay is for what the guest writes, but the disk is read-only; leave one of them out");
+            }
+        }
         let Some(serial) = &disk.serial else { return };
         if let Some(character) = serial.chars().find(|character| !matches!(character, ' '..='~')) {
             self.add(
@@ -302,7 +308,10 @@ impl Faults {
 
     /// Two writers, or a writer and a reader, would ruin each other's file systems.
     fn shared_disks(&mut self, disks: &[DiskSpec]) {
-        if disks.len() < 2 || disks.iter().all(|disk| disk.read_only) {
+        // What lies under an overlay is only read.
+        let only_read = |disk: &DiskSpec| disk.read_only || disk.overlay.is_some();
+        self.shared_overlays(disks);
+        if disks.len() < 2 || disks.iter().all(only_read) {
             return;
         }
         let identities: Vec<_> = disks.iter().map(|disk| Identity::of(&disk.path)).collect();
@@ -310,7 +319,7 @@ impl Faults {
             let earlier = identities[..index]
                 .iter()
                 .position(|identity| *identity == identities[index]);
-            let Some(earlier) = earlier.filter(|&earlier| !(disk.read_only && disks[earlier].read_only))
+            let Some(earlier) = earlier.filter(|&earlier| !(only_read(disk) && only_read(&disks[earlier])))
             else {
                 continue;
             };
@@ -322,6 +331,32 @@ impl Faults {
                     earlier + 1
                 ),
             );
+        }
+    }
+
+    /// An overlay belongs to one disk.
+    fn shared_overlays(&mut self, disks: &[DiskSpec]) {
+        for (index, disk) in disks.iter().enumerate() {
+            let Some(overlay) = &disk.overlay else { continue };
+            let own = Identity::of(overlay);
+            let another = disks.iter().enumerate().find(|(at, other)| {
+                let as_overlay = *at < index
+                    && other
+                        .overlay
+                        .as_ref()
+                        .is_some_and(|other| Identity::of(other) == own);
+                as_overlay || Identity::of(&other.path) == own
+            });
+            if let Some((at, _)) = another {
+                self.add(
+                    format!("disk {}", index + 1),
+                    format!(
+                        "the overlay {} is a file of disk {} already; name another one",
+                        overlay.display(),
+                        at + 1
+                    ),
+                );
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use berth_arch::x86_64::layout;
 use berth_devices::Memory;
 use berth_devices::bus::Bus;
 use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PAGE};
-use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk, StaticDisk};
+use berth_devices::virtio::blk::{Block, BlockConfig, DiskBackend, FileDisk, OverlayDisk, StaticDisk};
 use berth_devices::virtio::console::{Console, FilePort, NullPort, PortBackend, PortError, SocketPort};
 use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioTransport;
@@ -56,14 +56,17 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
         )));
     }
     for (number, disk) in (1..).zip(&spec.disks) {
-        let file = FileDisk::open(&disk.path, disk.read_only);
-        let file = file.map_err(|cause| BuildError::Disk { number, cause })?;
+        let backend: Result<Box<dyn DiskBackend>, _> = match &disk.overlay {
+            Some(overlay) => OverlayDisk::open(&disk.path, overlay).map(|disk| Box::new(disk) as _),
+            None => FileDisk::open(&disk.path, disk.read_only).map(|disk| Box::new(disk) as _),
+        };
+        let backend = backend.map_err(|cause| BuildError::Disk { number, cause })?;
         let config = BlockConfig {
             read_only: disk.read_only,
             serial: disk.serial.as_deref().map(serial_number),
         };
         let limits = RateLimitSpec::config(disk.rate_limit.as_ref());
-        let made = Block::new(Box::new(file), config).controlled(limits);
+        let made = Block::new(backend, config).controlled(limits);
         let (block, handle) = made.map_err(descriptor)?;
         devices.push(Box::new(block));
         handles.disks.push((disk.id.clone(), handle));

@@ -63,6 +63,10 @@ pub trait DiskBackend: Send {
     fn writable(&self) -> bool;
     /// Does `operation` and returns how that went, or begins it and returns nothing.
     fn submit(&mut self, token: u16, operation: Operation<'_>) -> Option<io::Result<()>>;
+    /// Puts what is kept in memory where whoever copies the files now would miss it. Called when the queue stops.
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     /// Becomes readable when an operation that was begun is complete. Listened to edge-triggered.
     fn event(&self) -> Option<RawFd> {
         None

@@ -60,6 +60,14 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
     },
+    /// No overlay, or not of this disk.
+    #[error("{path}: {why}", path = .path.display())]
+    Overlay {
+        /// The overlay.
+        path: PathBuf,
+        /// What it is, and what to do.
+        why: &'static str,
+    },
     /// Not whole sectors.
     #[error(
         "{path}: size {size} is not a multiple of 512 bytes; pad it, for example with truncate -s {padded} {path}",
@@ -129,6 +137,11 @@ impl FileDisk {
         };
         disk.warn_of_other_formats();
         Ok(disk)
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// A guest may have written such bytes to its raw disk, so they are no reason to refuse it.
@@ -267,7 +280,7 @@ fn measure(file: &File, path: &Path) -> Result<u64, DiskError> {
 
 /// Locks the whole file. The lock belongs to the open file, not to the process, so it also keeps two disks of one process
 /// apart, and it meets those of QEMU.
-fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DiskError> {
+pub(super) fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DiskError> {
     let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
     let range = libc::flock {
         l_type: kind as i16,

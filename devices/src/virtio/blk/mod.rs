@@ -6,6 +6,7 @@
 mod backend;
 mod file;
 mod handle;
+mod overlay;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use virtio_bindings::bindings::virtio_blk::{
 pub use backend::{DiskBackend, Operation, SECTOR, StaticDisk};
 pub use file::{DiskError, FileDisk};
 pub use handle::{BlockError, BlockHandle};
+pub use overlay::OverlayDisk;
 
 use super::config_change::ConfigChange;
 use super::device::{DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice};
@@ -351,6 +353,12 @@ impl VirtioDevice for Block {
         self.free.clear();
         if let Some(control) = &mut self.control {
             control.limiter.forget();
+        }
+        if let Err(error) = self.backend.settle() {
+            tracing::error!(
+                "{}: what was written last may be lost: {error}",
+                self.backend.name()
+            );
         }
         self.change.stopped();
         Some(queue.stop())

@@ -124,7 +124,7 @@ impl DiskBackend for TestDisk {
 }
 
 /// Writes a sector, then reads it back, and so on.
-fn write_then_read() -> Request {
+pub(super) fn write_then_read() -> Request {
     let pattern = |number: u32| [(number / 2) as u8 ^ 0x5a; SECTOR as usize];
     Request {
         queue: 0,

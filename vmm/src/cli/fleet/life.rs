@@ -58,7 +58,7 @@ pub(super) fn register(fleet: &Fleet, args: RunArgs, durable: bool) -> Result<En
         spec,
         log_level,
         restore: None,
-        base: None,
+        bases: Vec::new(),
         remove,
         durable,
     };

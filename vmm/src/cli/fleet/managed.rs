@@ -108,6 +108,9 @@ fn load(entry: &Entry, spec: &VmSpec) -> Option<LoadRequest> {
             timeout: spec.timeout,
             taps: spec.nets.iter().map(|net| net.tap.clone()).collect(),
             disks: spec.disks.iter().map(|disk| disk.path.clone()).collect(),
+            overlays: spec.disks.iter().map(|disk| disk.overlay.clone()).collect(),
+            vsock: spec.vsock.as_ref().map(|vsock| vsock.path.clone()),
+            cid: spec.vsock.as_ref().map(|vsock| vsock.cid),
             ..Overrides::default()
         },
         verify: false,

@@ -74,7 +74,7 @@ fn start_restored(args: RestoreArgs) -> Result<Entry, FleetError> {
         spec,
         log_level: args.log_level.as_ref().map(ToString::to_string),
         restore: Some(directory),
-        base: None,
+        bases: Vec::new(),
         remove: args.rm,
         durable: true,
     })?;

@@ -123,13 +123,59 @@ pub fn start(filter: &Filter, target: Target<'_>) -> Result<Log, Fault> {
     let Some((path, bound)) = target.file else {
         let terminal = io::stderr().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-        let level = install(filter, StderrLines { terminal }, colour, target.adjustable)?;
+        let lines = StderrLines { terminal };
+        let level = if target.adjustable {
+            Some(install_adjustable(filter, Sink::Stderr(lines), colour)?)
+        } else {
+            install(filter, lines, colour)?;
+            None
+        };
         return Ok(Log { created: None, level });
     };
-    let (file, created) =
-        open(path, bound).map_err(|cause| Fault::new("log-file", format!("{}: {cause}", path.display())))?;
-    let level = install(filter, Mutex::new(file), false, target.adjustable)?;
+    let (file, created) = open(path, bound).map_err(|cause| unwritable(path, &cause))?;
+    let level = if target.adjustable {
+        Some(install_adjustable(filter, Sink::File(file), false)?)
+    } else {
+        install(filter, Mutex::new(file), false)?;
+        None
+    };
     Ok(Log { created, level })
+}
+
+fn unwritable(path: &Path, cause: &io::Error) -> Fault {
+    Fault::new("log-file", format!("{}: {cause}", path.display()))
+}
+
+/// Where the lines of a log go that can be led elsewhere.
+#[derive(Debug)]
+enum Sink {
+    Stderr(StderrLines),
+    File(RotatingFile),
+}
+
+/// A sink that the log and whoever leads it elsewhere share.
+#[derive(Debug, Clone)]
+struct SharedSink(Arc<Mutex<Sink>>);
+
+impl Write for SharedSink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Sink::Stderr(lines) => lines.make_writer().write(bytes),
+            Sink::File(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for SharedSink {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
 }
 
 /// Opens the file; also says its path if it was not there before.
@@ -139,23 +185,27 @@ fn open(path: &Path, bound: Bound) -> io::Result<(RotatingFile, Option<PathBuf>)
     Ok((file, absent.then(|| path.to_owned())))
 }
 
-fn install<W>(filter: &Filter, writer: W, colour: bool, adjustable: bool) -> Result<Option<LogLevel>, Fault>
+fn install_adjustable(filter: &Filter, sink: Sink, colour: bool) -> Result<LogLevel, Fault> {
+    let (choice, handle) = reload::Layer::new(Choice::new(filter)?);
+    let sink = SharedSink(Arc::new(Mutex::new(sink)));
+    // As below.
+    let lines = fmt::layer()
+        .with_writer(sink.clone())
+        .with_ansi(colour)
+        .log_internal_errors(false);
+    global(tracing_subscriber::registry().with(lines.with_filter(choice)))?;
+    Ok(LogLevel {
+        handle,
+        current: Arc::new(Mutex::new(filter.clone())),
+        sink,
+    })
+}
+
+fn install<W>(filter: &Filter, writer: W, colour: bool) -> Result<(), Fault>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     // A log that cannot be written is not worth a word on standard error, which may be just as full.
-    if adjustable {
-        let (choice, handle) = reload::Layer::new(Choice::new(filter)?);
-        let lines = fmt::layer()
-            .with_writer(writer)
-            .with_ansi(colour)
-            .log_internal_errors(false);
-        global(tracing_subscriber::registry().with(lines.with_filter(choice)))?;
-        return Ok(Some(LogLevel {
-            handle,
-            current: Arc::new(Mutex::new(filter.clone())),
-        }));
-    }
     let lines = fmt::Subscriber::builder()
         .with_writer(writer)
         .with_ansi(colour)
@@ -168,7 +218,7 @@ where
             .try_init()
             .map_err(|error| Fault::new("log", error.to_string()))?,
     }
-    Ok(None)
+    Ok(())
 }
 
 fn directives(text: &str) -> Result<EnvFilter, Fault> {
@@ -185,9 +235,17 @@ fn global(lines: impl Subscriber + Send + Sync) -> Result<(), Fault> {
 pub struct LogLevel {
     handle: reload::Handle<Choice, Registry>,
     current: Arc<Mutex<Filter>>,
+    sink: SharedSink,
 }
 
 impl LogLevel {
+    /// Appends to the file or pipe at `path` from now on.
+    pub fn redirect(&self, path: &Path) -> Result<(), Fault> {
+        let file = RotatingFile::open_at_once(path, BOUND).map_err(|cause| unwritable(path, &cause))?;
+        *self.sink.0.lock().unwrap_or_else(PoisonError::into_inner) = Sink::File(file);
+        Ok(())
+    }
+
     /// What is logged now.
     pub fn get(&self) -> Filter {
         self.current
@@ -248,6 +306,7 @@ impl<S: Subscriber> layer::Filter<S> for Choice {
 }
 
 /// Standard error, one write per line. A terminal is raw while a VM runs and needs to be told to return the carriage.
+#[derive(Debug)]
 struct StderrLines {
     terminal: bool,
 }
@@ -332,15 +391,18 @@ mod tests {
     fn the_level_can_change_while_the_program_runs() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let file = Mutex::new(RotatingFile::open(&path, BOUND).unwrap());
+        let sink = SharedSink(Arc::new(Mutex::new(Sink::File(
+            RotatingFile::open(&path, BOUND).unwrap(),
+        ))));
         let (choice, handle) = reload::Layer::new(Choice::new(&Filter::default()).unwrap());
         let lines = fmt::layer()
-            .with_writer(file)
+            .with_writer(sink.clone())
             .with_ansi(false)
             .with_filter(choice);
         let level = LogLevel {
             handle,
             current: Arc::new(Mutex::new(Filter::default())),
+            sink,
         };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || {
             for (filter, word) in [
@@ -360,6 +422,9 @@ mod tests {
             .filter_map(|line| line.rsplit(' ').next())
             .collect();
         assert_eq!(words, ["two", "four"]);
+        assert!(level.redirect(Path::new("/nonexistent/log")).is_err());
+        level.redirect(&folder.path().join("other")).unwrap();
+        assert!(folder.path().join("other").exists());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// How large a log may become.
@@ -38,6 +38,21 @@ impl RotatingFile {
             size: data.len(),
             bound,
         })
+    }
+
+    /// The same for a path that may be a pipe which nobody reads yet: neither the opening nor a write waits for that.
+    pub(crate) fn open_at_once(path: &Path, bound: Bound) -> io::Result<Self> {
+        if fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo()) {
+            let mut options = OpenOptions::new();
+            options.read(true).append(true).custom_flags(libc::O_NONBLOCK);
+            return Ok(Self {
+                path: path.to_owned(),
+                file: options.open(path)?,
+                size: 0,
+                bound: Bound { size: 0, ..bound },
+            });
+        }
+        Self::open(path, bound)
     }
 
     /// Puts the full file aside. If that fails, it goes on growing: a log too long is better than none.

@@ -15,6 +15,7 @@ use crate::control::{self, ControlHandle, Inbox};
 use crate::event;
 use crate::events::{EventHub, EventKind, Identity};
 use crate::exit_code;
+use crate::logging::LogLevel;
 use crate::machine::{Live, LoadRequest, Machine, MachineError};
 use crate::signals::Signals;
 use crate::snapshot::SnapshotRequest;
@@ -38,6 +39,8 @@ pub struct RunOptions {
     pub cold: bool,
     /// Save the machine so, and end it, when its guest says that it is ready.
     pub save_when_ready: Option<SnapshotRequest>,
+    /// What changes the log's level, where it can change.
+    pub log: Option<LogLevel>,
     /// Which VM it is; one without a name where this is not said.
     pub identity: Option<Identity>,
 }
@@ -64,6 +67,7 @@ pub fn run<S>(
     let events = EventHub::new(identity);
     let (handle, inbox) = control::channel(events.clone()).map_err(host("an event descriptor"))?;
     let mut machine = Machine::new(spec, timing, events);
+    machine.set_log(options.log);
     let served = serve(handle)?;
     let cold = options.cold || options.save_when_ready.is_some();
     match &options.load {

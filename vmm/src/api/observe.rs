@@ -8,7 +8,8 @@ use std::path::Path;
 use super::configure::before_start;
 use super::error::ApiError;
 use super::route::Scene;
-use super::types::{Logger, Metrics};
+use super::types::{BerthLog, Logger, Metrics};
+use crate::logging::LogLevel;
 use crate::metrics;
 
 /// A file that metrics are written to, a line of JSON at a time.
@@ -82,9 +83,47 @@ pub(crate) fn json(scene: &mut Scene<'_>) -> Result<metrics::Report, ApiError> {
 }
 
 /// `PUT /logger`
-pub(crate) fn put_logger(scene: &mut Scene<'_>, _: &str, _logger: Logger) -> Result<(), ApiError> {
+pub(crate) fn put_logger(scene: &mut Scene<'_>, _: &str, logger: Logger) -> Result<(), ApiError> {
     before_start(scene)?;
-    Err(ApiError::bad(
-        "logger: the log is chosen when Berth starts; give --log-level and --log-file.",
-    ))
+    let log = log(scene)?;
+    if let Some(path) = &logger.log_path {
+        log.redirect(path)
+            .map_err(|fault| ApiError::bad(format!("log_path: {}", fault.message)))?;
+    }
+    if logger.level.is_none() && logger.module.is_none() {
+        return Ok(());
+    }
+    let level = match logger.level.as_deref() {
+        // Firecracker takes both.
+        Some(level) if level.eq_ignore_ascii_case("warning") => "warn".to_owned(),
+        Some(level) => level.to_ascii_lowercase(),
+        None => "info".to_owned(),
+    };
+    let filter = match logger.module {
+        Some(module) => format!("off,{module}={level}"),
+        None => level,
+    };
+    set_level(log, &filter)
+}
+
+fn log<'a>(scene: &'a Scene<'_>) -> Result<&'a LogLevel, ApiError> {
+    let log = scene.machine.log();
+    log.ok_or_else(|| ApiError::bad("The log of this process cannot be changed."))
+}
+
+fn set_level(log: &LogLevel, text: &str) -> Result<(), ApiError> {
+    let bad = |why: String| ApiError::bad(format!("level: {why}"));
+    let filter = text.parse().map_err(bad)?;
+    log.set(filter).map_err(|fault| bad(fault.message))
+}
+
+/// `GET /berth/v1/log`
+pub(crate) fn get_log(scene: &mut Scene<'_>) -> Result<BerthLog, ApiError> {
+    let level = log(scene)?.get().to_string();
+    Ok(BerthLog { level })
+}
+
+/// `PATCH /berth/v1/log`
+pub(crate) fn patch_log(scene: &mut Scene<'_>, _: &str, wanted: BerthLog) -> Result<(), ApiError> {
+    set_level(log(scene)?, &wanted.level)
 }

@@ -225,6 +225,13 @@ fn own() -> Vec<Route> {
             observe::prometheus,
         ),
         Route::get("/berth/v1/metrics.json", "Metrics as JSON", observe::json),
+        Route::get("/berth/v1/log", "What is logged", observe::get_log),
+        Route::order(
+            Verb::Patch,
+            "/berth/v1/log",
+            "Change what is logged",
+            observe::patch_log,
+        ),
         Route {
             query: Some(("past", "Whether to begin with the events that are remembered")),
             ..Route::own(

@@ -38,7 +38,7 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
         Ok(spec) => spec,
         Err(code) => return code,
     };
-    match open_log(log_level, log_file.as_deref(), false) {
+    match open_log(log_level, log_file.as_deref(), api.is_some()) {
         Ok(log) => {
             let session = Session {
                 spec,
@@ -77,6 +77,7 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
         }),
         cold: args.cold,
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),
+        log: None,
         identity: None,
     }
 }
@@ -123,6 +124,10 @@ pub(super) fn execute(
         api,
     } = session;
     let api = api.or_else(|| tenure.and_then(Tenure::api_socket));
+    let options = RunOptions {
+        log: log.level(),
+        ..options
+    };
     let spec = spec.into_inner();
     let serve = |handle: ControlHandle| {
         if let Some(tenure) = tenure {

@@ -22,6 +22,7 @@ use crate::console::{self, Console, RawTerminal, Stdio};
 use crate::events::{EventHub, EventKind};
 use crate::footprint;
 use crate::guest::{Launch, Streams};
+use crate::logging::LogLevel;
 use crate::spec::{self, Limits, SerialSpec, ValidSpec, VmSpec};
 use crate::stop::StopReason;
 use crate::timing::Timing;
@@ -57,6 +58,7 @@ pub struct Machine {
     timing: Timing,
     events: EventHub,
     live: Option<Live>,
+    log: Option<LogLevel>,
     /// The guest boots and will be saved here when it is ready; then it is told what to run.
     warming: Option<Entry>,
 }
@@ -81,6 +83,7 @@ impl Machine {
             timing,
             events,
             live: None,
+            log: None,
             warming: None,
         }
     }
@@ -98,6 +101,16 @@ impl Machine {
     /// Where what happens to it is told.
     pub fn events(&self) -> &EventHub {
         &self.events
+    }
+
+    /// What changes the log's level, where it can change.
+    pub fn log(&self) -> Option<&LogLevel> {
+        self.log.as_ref()
+    }
+
+    /// Has requests change the log's level by `log`.
+    pub(crate) fn set_log(&mut self, log: Option<LogLevel>) {
+        self.log = log;
     }
 
     /// Where it is in its life.

@@ -30,6 +30,14 @@ pub(crate) struct BerthVm {
     pub(crate) berth_version: &'static str,
 }
 
+/// The log.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BerthLog {
+    /// What is logged: a level, or directives per module such as `info,berth::vcpu=debug`.
+    pub(crate) level: String,
+}
+
 /// A snapshot to take.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

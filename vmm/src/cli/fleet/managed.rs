@@ -92,6 +92,7 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
             cold: false,
             load: load(entry, &spec),
             save_when_ready: None,
+            log: None,
             identity: Some(entry.identity()),
         },
     })
@@ -155,6 +156,7 @@ pub(in super::super) fn run_registered(mut args: RunArgs, start: Instant) -> u8 
                 cold,
                 load: None,
                 save_when_ready: None,
+                log: None,
                 identity: Some(entry.identity()),
             },
         };

@@ -27,7 +27,7 @@ fn a_guest_that_waits_does_what_its_line_says_and_takes_input() {
     let mut running = waiting();
     let id = "0123456789abcdef0123456789abcdef";
     let command =
-        "run=sh%00-c%00hostname;cat%20/etc/machine-id;date%20+%25s;cat;cat%20/proc/$$/status>&2;exit%209";
+        "run=sh%00-c%00hostname;cat%20/etc/machine-id;date%20+%25s;cat;cat%20/proc/self/status>&2;exit%209";
     words(
         &mut running,
         &format!("hostname=box machine-id={id} time=2000000000.5 entropy=00ff piped {command}"),

@@ -4,6 +4,7 @@
 //! - [`guests`] are the kernels to run in it; [`formats`] wraps a kernel the ways kernels come
 //! - [`netns`] is a network of the test's own, [`debian`] a Debian root image, [`memory`] what the program's memory is made of
 //! - [`api`] speaks to a running program; [`soak`] saves and restores a guest under load
+//! - [`served`] is a program with an API and what it answers, [`clients`] are those of others
 //! - [`fuzz`] holds the entry points that the fuzzers and the tests on stable Rust share
 //!
 //! Nothing is skipped: a test that lacks a right, a package or `/dev/kvm` fails with a sentence that names it.
@@ -12,6 +13,7 @@
 #![allow(clippy::missing_panics_doc)]
 
 pub mod api;
+pub mod clients;
 pub mod debian;
 pub mod formats;
 pub mod fuzz;
@@ -20,5 +22,6 @@ pub mod invocation;
 pub mod memory;
 pub mod netns;
 pub mod program;
+pub mod served;
 pub mod soak;
 pub mod tools;

@@ -12,6 +12,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("lz4", "lz4"),
     ("mkfs.ext4", "e2fsprogs"),
     ("nsenter", "util-linux"),
+    ("python3", "python3-venv"),
     ("setpriv", "util-linux"),
     ("setsid", "util-linux"),
     ("taskset", "util-linux"),

@@ -6,6 +6,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod api;
+mod api_clients;
 mod bad_input;
 mod balloon;
 mod codes;

@@ -103,6 +103,7 @@ impl Api {
             .name("api".to_owned())
             .spawn(serve)
             .map_err(ApiStartError::Thread)?;
+        tracing::info!("api: served at {}", path.display());
         Ok(Self {
             ended,
             thread: Some(thread),

@@ -1,0 +1,168 @@
+//! The API of a VM that runs: what it does, and that nothing a client does holds up the guest.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use berth_tests::served::{Connection, Served, request};
+use berth_tests::guests;
+use berth_tests::invocation::{berth, run, tiny};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::codes;
+
+#[test]
+fn a_guest_is_configured_started_paused_resumed_and_ended_over_the_socket() {
+    let served = Served::start(run(["--api-only"]));
+    let mut events = Connection::open(&served.socket());
+    events.send(request("GET", "/berth/v1/events?past=true", &Value::Null).as_bytes());
+    let boot = json!({"kernel_image_path": guests::tiny(), "boot_args": "do=spin"});
+    served.tell("PUT", "/boot-source", &boot);
+    served.tell(
+        "PUT",
+        "/machine-config",
+        &json!({"vcpu_count": 2, "mem_size_mib": 64}),
+    );
+    served.tell("PUT", "/actions", &json!({"action_type": "InstanceStart"}));
+    assert_eq!(served.get("/")["state"], "Running");
+    served.refuses(
+        "PUT",
+        "/boot-source",
+        &boot,
+        "not supported after starting the microVM",
+    );
+    served.refuses(
+        "PUT",
+        "/actions",
+        &json!({"action_type": "InstanceStart"}),
+        "not supported after starting the microVM",
+    );
+    served.tell("PATCH", "/vm", &json!({"state": "Paused"}));
+    served.tell("PATCH", "/vm", &json!({"state": "Paused"}));
+    assert_eq!(served.get("/berth/v1/vm")["state"], "paused");
+    served.tell("POST", "/berth/v1/resume", &Value::Null);
+    served.tell("POST", "/berth/v1/kill", &Value::Null);
+    let outcome = served.running.finish();
+    outcome.expect_code(0);
+    let rest = events.rest();
+    for event in ["created", "started", "paused", "resumed", "stopped"] {
+        assert_eq!(
+            rest.matches(&format!("\"event\":\"{event}\"")).count(),
+            1,
+            "{rest}"
+        );
+    }
+}
+
+#[test]
+fn clients_of_every_bad_kind_neither_stop_the_guest_nor_each_other() {
+    let mut served = Served::start(tiny("echo").open_input());
+    let socket = served.socket();
+    let mut lazy: Vec<_> = (0..100).map(|_| Connection::open(&socket)).collect();
+    for (index, connection) in lazy.iter_mut().enumerate() {
+        match index % 3 {
+            0 => connection.send(b"GET /vers"),
+            1 => connection.send(b"PUT /mmds HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{"),
+            _ => {}
+        }
+    }
+    let mut garbage = Connection::open(&socket);
+    garbage.send(b"\x16\x03\x01\x02\x00\r\n\r\n");
+    let rest = garbage.rest();
+    assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 400"), "{rest}");
+    served.refuses("PUT", "/actions", &json!("not an object"), "object");
+    served.refuses(
+        "PUT",
+        "/actions",
+        &json!({"action_type": "Explode"}),
+        "action_type",
+    );
+    served.refuses(
+        "DELETE",
+        "/machine-config",
+        &Value::Null,
+        "Invalid request method and/or path",
+    );
+    let (status, _) = served.ask("PUT", "/mmds", &json!({"a": "x".repeat(200_000)}));
+    assert_eq!(status, 413);
+
+    let mut clients: Vec<_> = (0..100).map(|_| Connection::open(&socket)).collect();
+    for client in &mut clients {
+        client.send(request("GET", "/version", &Value::Null).repeat(3).as_bytes());
+    }
+    for client in &mut clients {
+        for _ in 0..3 {
+            assert_eq!(client.answer().0, 200);
+        }
+    }
+    served.running.send("still here\n");
+    served.running.wait_for("still here");
+    assert_eq!(served.get("/")["state"], "Running");
+    served.tell("POST", "/berth/v1/kill", &Value::Null);
+    // Those who still owe their requests are not waited for.
+    served.running.finish().expect_code(0);
+}
+
+#[test]
+fn metrics_grow_with_what_the_guest_does() {
+    let served = Served::start(run(["--api-only"]));
+    let metrics = served.path("metrics");
+    served.tell("PUT", "/metrics", &json!({"metrics_path": metrics}));
+    let boot = json!({"kernel_image_path": guests::tiny(), "boot_args": "do=spin"});
+    served.tell("PUT", "/boot-source", &boot);
+    served.tell("PUT", "/actions", &json!({"action_type": "InstanceStart"}));
+    served.tell("PUT", "/actions", &json!({"action_type": "FlushMetrics"}));
+    let line = std::fs::read_to_string(&metrics).unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert!(line["put_api_requests"].is_object(), "{line}");
+    served.tell("POST", "/berth/v1/kill", &Value::Null);
+    served.running.finish().expect_code(0);
+}
+
+#[test]
+fn a_socket_in_use_or_a_file_in_its_place_is_a_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let outcome = berth(["run", "--api-only", "--api-sock"]).arg(&socket).finish();
+    let sentence = outcome.sentence(codes::USER);
+    assert!(sentence.contains("another program listens there"), "{outcome}");
+    assert!(socket.exists());
+    let file = folder.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    let outcome = berth(["run", "--api-only", "--api-sock"]).arg(&file).finish();
+    let sentence = outcome.sentence(codes::USER);
+    assert!(sentence.contains("not a socket"), "{outcome}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+
+    // One that nobody listens on any more is replaced, and goes with the program.
+    drop(listener);
+    let mut running = berth(["run", "--api-only", "--log-level", "info", "--api-sock"])
+        .arg(&socket)
+        .start();
+    running.wait_for_error("api: served at ");
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    running.signal(Signal::TERM);
+    running.finish().expect_code(codes::SIGNAL + 15);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn an_answer_takes_well_below_a_millisecond() {
+    let served = Served::start(run(["--api-only"]));
+    let mut connection = Connection::open(&served.socket());
+    let mut times: Vec<Duration> = (0..1000)
+        .map(|_| {
+            let begun = std::time::Instant::now();
+            assert_eq!(connection.ask("GET", "/", &Value::Null).0, 200);
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    let median = times[times.len() / 2];
+    println!("median {median:?}, 99 % {:?}", times[times.len() * 99 / 100]);
+    // Loose: other programs of the tests want the processor too.
+    assert!(median < Duration::from_millis(1), "{median:?}");
+}

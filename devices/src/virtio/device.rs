@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::counters::DeviceCounters;
 use crate::Memory;
 
 /// What the driver sees before it negotiates.
@@ -122,6 +123,8 @@ pub struct QueueResources {
     pub interrupt: Arc<dyn DeviceInterrupt>,
     /// The negotiated feature bits.
     pub features: u64,
+    /// Where the device's work is counted.
+    pub counters: Arc<DeviceCounters>,
 }
 
 /// Why a queue cannot start. The transport answers with DEVICE_NEEDS_RESET.

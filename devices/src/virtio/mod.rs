@@ -6,6 +6,7 @@ pub mod config_change;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod console;
+pub mod counters;
 pub mod device;
 pub mod handle;
 pub mod mailbox;

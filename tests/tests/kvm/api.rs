@@ -106,7 +106,7 @@ fn clients_of_every_bad_kind_neither_stop_the_guest_nor_each_other() {
 
 #[test]
 fn metrics_grow_with_what_the_guest_does() {
-    let served = Served::start(run(["--api-only"]));
+    let mut served = Served::start(run(["--api-only"]));
     let metrics = served.path("metrics");
     served.tell("PUT", "/metrics", &json!({"metrics_path": metrics}));
     let boot = json!({"kernel_image_path": guests::tiny(), "boot_args": "do=spin"});
@@ -116,6 +116,17 @@ fn metrics_grow_with_what_the_guest_does() {
     let line = std::fs::read_to_string(&metrics).unwrap();
     let line: Value = serde_json::from_str(&line).unwrap();
     assert!(line["put_api_requests"].is_object(), "{line}");
+    // It said on its serial line what it does.
+    served.running.wait_for("spinning");
+    let report = served.get("/berth/v1/metrics.json");
+    let written = report["vcpus"][0]["port_write"].as_u64().unwrap();
+    assert!(written >= "spinning\n".len() as u64, "{report}");
+    let text = served.get("/berth/v1/metrics");
+    let text = text.as_str().unwrap();
+    assert!(
+        text.contains("berth_vcpu_exits_total{vcpu=\"0\",reason=\"port_write\"}"),
+        "{text}"
+    );
     served.tell("POST", "/berth/v1/kill", &Value::Null);
     served.running.finish().expect_code(0);
 }

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::error::ApiError;
+use super::observe;
 use super::openapi;
 use super::route::{Action, Job, Reply, Request, Route, Scene, Verb};
 use super::side::Side;
@@ -54,6 +55,9 @@ impl Default for Limits {
     }
 }
 
+/// How often metrics are written to their file.
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// How long to wait for descriptors if the process has none left for a new client.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
 
@@ -81,6 +85,7 @@ impl Server {
         let server = Rc::new(self);
         let (limits, mut ended) = (server.limits, server.ended.clone());
         let mut clients = JoinSet::new();
+        let mut minutes = tokio::time::interval_at(tokio::time::Instant::now() + MINUTE, MINUTE);
         loop {
             tokio::select! {
                 biased;
@@ -95,11 +100,27 @@ impl Server {
                     }
                 },
                 Some(_) = clients.join_next() => {}
+                _ = minutes.tick() => server.flush_metrics(),
             }
         }
         let all = async { while clients.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(limits.farewell, all).await;
         Ok(())
+    }
+
+    /// Has the metrics written to their file, if they have one.
+    fn flush_metrics(&self) {
+        let side = self.side.clone();
+        // Once the VM has ended there is nothing to write.
+        let _ = self.control.post(move |machine| {
+            let mut side = side.lock().unwrap_or_else(PoisonError::into_inner);
+            let side = &mut *side;
+            if side.metrics.is_some()
+                && let Err(error) = observe::flush(&mut Scene { machine, side })
+            {
+                tracing::warn!("api: {}", error.message);
+            }
+        });
     }
 
     /// Serves one request.

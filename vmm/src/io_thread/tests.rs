@@ -76,6 +76,7 @@ fn queue(index: u16) -> (StartQueue, EventFd) {
         kick: kick.try_clone().unwrap(),
         interrupt: Arc::new(Silent),
         features: 0,
+        counters: Arc::default(),
     };
     (
         StartQueue {

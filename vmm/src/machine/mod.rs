@@ -13,16 +13,20 @@ mod error;
 mod snapshot;
 mod warm;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use error::MachineError;
 pub use snapshot::{LoadRequest, Overrides, check};
+
+use berth_devices::virtio::counters::DeviceCounts;
 
 use crate::console::{self, Console, RawTerminal, Stdio};
 use crate::events::{EventHub, EventKind};
 use crate::footprint;
 use crate::guest::{Launch, Streams};
 use crate::logging::LogLevel;
+use crate::metrics::VcpuCounters;
 use crate::spec::{self, Limits, SerialSpec, ValidSpec, VmSpec};
 use crate::stop::StopReason;
 use crate::timing::Timing;
@@ -96,6 +100,16 @@ impl Machine {
     /// How long the process has had it.
     pub fn uptime(&self) -> Duration {
         self.timing.start().elapsed()
+    }
+
+    /// What its vCPU threads count; nothing before it starts.
+    pub(crate) fn vcpu_counters(&self) -> impl Iterator<Item = &Arc<VcpuCounters>> {
+        self.live.iter().flat_map(|live| live.vm.vcpu_counters())
+    }
+
+    /// What its devices have done, each under the name of its kind; nothing before it starts.
+    pub(crate) fn device_counts(&self) -> impl Iterator<Item = (&'static str, DeviceCounts)> {
+        self.live.iter().flat_map(|live| live.vm.device_counts())
     }
 
     /// Where what happens to it is told.

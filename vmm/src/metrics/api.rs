@@ -6,6 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::add;
+
 /// The bounds of the buckets of latency, in microseconds. What takes longer is in none but the total.
 pub(crate) const BOUNDS: [u64; 8] = [50, 100, 200, 500, 1_000, 10_000, 100_000, 1_000_000];
 
@@ -70,14 +72,6 @@ impl ApiMetrics {
         });
         verbs.filter(|verb| verb.requests > 0).collect()
     }
-}
-
-/// Adds to a counter of this thread's own.
-fn add(counter: &AtomicU64, count: u64) {
-    counter.store(
-        counter.load(Ordering::Relaxed).wrapping_add(count),
-        Ordering::Relaxed,
-    );
 }
 
 #[cfg(test)]

@@ -7,7 +7,19 @@
 mod api;
 mod prometheus;
 mod report;
+mod vcpu;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(crate) use api::ApiMetrics;
 pub(crate) use prometheus::prometheus;
 pub(crate) use report::{Report, firecracker_line, report};
+pub(crate) use vcpu::{Exit, VcpuCounters};
+
+/// Adds to a counter of this thread's own.
+fn add(counter: &AtomicU64, count: u64) {
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(count),
+        Ordering::Relaxed,
+    );
+}

@@ -3,7 +3,8 @@
 use std::fmt::{Display, Write};
 
 use super::api::BOUNDS;
-use super::report::Report;
+use super::report::{DeviceReport, Report};
+use super::vcpu::{ASSISTS, EXITS};
 
 /// Writes `report` for Prometheus.
 pub(crate) fn prometheus(report: &Report) -> String {
@@ -34,6 +35,8 @@ pub(crate) fn prometheus(report: &Report) -> String {
         "Memory of the process that is in RAM, the guest's among it.",
         [(String::new(), report.resident_bytes)],
     );
+    text.vcpus(report);
+    text.devices(report);
     text.api(report);
     text.0
 }
@@ -61,6 +64,69 @@ impl Text {
 
     fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
         let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+
+    fn vcpus(&mut self, report: &Report) {
+        let by = |names: &'static [&'static str], label: &'static str, values: Vec<Vec<u64>>| {
+            let mut samples = Vec::new();
+            for (vcpu, values) in values.iter().enumerate() {
+                for (name, value) in names.iter().zip(values) {
+                    samples.push((labels(&[("vcpu", &vcpu.to_string()), (label, name)]), *value));
+                }
+            }
+            samples
+        };
+        let exits = report.vcpus.iter().map(|vcpu| vcpu.exits().to_vec()).collect();
+        self.family(
+            "berth_vcpu_exits_total",
+            "counter",
+            "How often a vCPU left the guest, and why.",
+            by(&EXITS, "reason", exits),
+        );
+        let assists = report.vcpus.iter().map(|vcpu| vcpu.assist.to_vec()).collect();
+        self.family(
+            "berth_vcpu_assists_total",
+            "counter",
+            "What was done for KVM where it interprets guest kernels.",
+            by(&ASSISTS, "kind", assists),
+        );
+    }
+
+    fn devices(&mut self, report: &Report) {
+        type Field = fn(&DeviceReport) -> u64;
+        let families: [(&str, &str, Field); 6] = [
+            ("requests", "Requests that a device answered.", |device| {
+                device.requests
+            }),
+            (
+                "from_guest_bytes",
+                "Bytes in buffers that the guest gave to be read.",
+                |device| device.bytes_from_guest,
+            ),
+            (
+                "to_guest_bytes",
+                "Bytes written to the guest's buffers.",
+                |device| device.bytes_to_guest,
+            ),
+            ("turns", "How often a device looked for requests.", |device| {
+                device.turns
+            }),
+            (
+                "interrupts",
+                "How often a device interrupted the guest.",
+                |device| device.interrupts,
+            ),
+            ("failures", "How often a driver broke the protocol.", |device| {
+                device.failures
+            }),
+        ];
+        for (name, help, field) in families {
+            let samples = report.devices.iter().map(|device| {
+                let labels = labels(&[("kind", device.kind), ("id", &device.id)]);
+                (labels, field(device))
+            });
+            self.family(&format!("berth_device_{name}_total"), "counter", help, samples);
+        }
     }
 
     fn api(&mut self, report: &Report) {

@@ -6,6 +6,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use crate::metrics::{Exit, VcpuCounters};
 use crate::stop::StopReason;
 
 /// What one KVM_RUN came to.
@@ -25,22 +26,41 @@ pub(crate) enum Outcome {
 }
 
 /// Runs the guest until it needs something, and serves MMIO from `mmio`.
-pub(crate) fn enter(vcpu: &mut VcpuFd, mmio: &Bus) -> Outcome {
+pub(crate) fn enter(vcpu: &mut VcpuFd, mmio: &Bus, counters: &VcpuCounters) -> Outcome {
+    let (why, outcome) = run(vcpu, mmio);
+    counters.exit(why);
+    outcome
+}
+
+fn run(vcpu: &mut VcpuFd, mmio: &Bus) -> (Exit, Outcome) {
     match vcpu.run() {
-        Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Outcome::Port,
+        Ok(VcpuExit::IoIn(..)) => (Exit::PortRead, Outcome::Port),
+        Ok(VcpuExit::IoOut(..)) => (Exit::PortWrite, Outcome::Port),
         Ok(VcpuExit::MmioRead(address, data)) => {
             mmio.read(address, data);
-            Outcome::Handled
+            (Exit::MmioRead, Outcome::Handled)
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
             mmio.write(address, data);
-            Outcome::Handled
+            (Exit::MmioWrite, Outcome::Handled)
         }
         // Our lines are pulses; nothing waits for the end of an interrupt.
-        Ok(VcpuExit::IoapicEoi(_)) => Outcome::Handled,
-        Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => Outcome::Interrupted,
-        Ok(VcpuExit::Debug(_)) => Outcome::Debug,
-        Ok(VcpuExit::InternalError) => Outcome::Unemulated,
+        Ok(VcpuExit::IoapicEoi(_)) => (Exit::EndOfInterrupt, Outcome::Handled),
+        Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {
+            (Exit::Interrupted, Outcome::Interrupted)
+        }
+        Ok(VcpuExit::Debug(_)) => (Exit::Debug, Outcome::Debug),
+        Ok(VcpuExit::InternalError) => (Exit::Unemulated, Outcome::Unemulated),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            (Exit::Interrupted, Outcome::Interrupted)
+        }
+        last => (Exit::Other, end(last)),
+    }
+}
+
+/// What an exit comes to after which the guest cannot go on.
+fn end(exit: Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Outcome {
+    match exit {
         Ok(VcpuExit::Shutdown) => Outcome::Stop(StopReason::TripleFault),
         Ok(VcpuExit::SystemEvent(kind, _)) => Outcome::Stop(system_event(kind)),
         Ok(VcpuExit::FailEntry(reason, cpu)) => fault(format!(
@@ -50,7 +70,6 @@ pub(crate) fn enter(vcpu: &mut VcpuFd, mmio: &Bus) -> Outcome {
             "KVM left the guest for a reason Berth does not know: {other:?}"
         )),
         Err(error) => match error.errno() {
-            libc::EINTR | libc::EAGAIN => Outcome::Interrupted,
             libc::EFAULT => fault("KVM could not reach the guest's memory (KVM_RUN: EFAULT)".to_owned()),
             _ => fault(format!("KVM_RUN failed: {error}")),
         },

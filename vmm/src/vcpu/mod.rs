@@ -17,6 +17,7 @@ pub(crate) use control::install_kick_handler;
 use control::{ImmediateExit, Next, VcpuControl, kick_signal};
 use exits::Outcome;
 
+use crate::metrics::VcpuCounters;
 use crate::stop::{StopCell, StopReason};
 
 /// What a vCPU thread works with.
@@ -33,6 +34,8 @@ pub(crate) struct VcpuParts {
     pub(crate) mmio: Arc<Bus>,
     /// Where the end of the VM is told.
     pub(crate) stop: Arc<StopCell>,
+    /// What the thread counts.
+    pub(crate) counters: Arc<VcpuCounters>,
     /// Completes what an interpreting KVM cannot; none where guest code runs natively.
     pub(crate) assist: Option<VcpuAssist>,
 }
@@ -137,8 +140,9 @@ fn run_until_kicked(parts: &mut VcpuParts) -> Result<(), StopReason> {
             assist
                 .before_run(&mut parts.vcpu)
                 .map_err(|error| fault(&error))?;
+            parts.counters.assisted(assist.counts());
         }
-        match exits::enter(&mut parts.vcpu, &parts.mmio) {
+        match exits::enter(&mut parts.vcpu, &parts.mmio, &parts.counters) {
             Outcome::Handled => {}
             Outcome::Port => {
                 exits::port_access(&mut parts.vcpu, &parts.ports);

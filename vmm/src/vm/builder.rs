@@ -276,6 +276,7 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
             ports: port_bus.clone(),
             mmio: mmio.clone(),
             stop: stop.clone(),
+            counters: Arc::default(),
             assist,
         })
     };

@@ -27,6 +27,7 @@ use berth_arch::x86_64::kind::HostKind;
 use berth_devices::Memory;
 use berth_devices::irqchip::IoApic;
 use berth_devices::legacy::SerialPort;
+use berth_devices::virtio::counters::DeviceCounts;
 use kvm_ioctls::{Kvm, VmFd};
 
 pub(crate) use builder::{Built, Saved, SavedMemory, build, restore};
@@ -40,6 +41,7 @@ use self::virtio::Virtio;
 use crate::guest::Streams;
 use crate::irq::IrqLines;
 use crate::memory::image::Origin;
+use crate::metrics::VcpuCounters;
 use crate::stop::{StopCell, StopReason};
 use crate::vcpu::{self, VcpuParts, VcpuThread};
 
@@ -54,6 +56,8 @@ enum State {
 /// A virtual machine.
 pub(crate) struct Vm {
     state: State,
+    /// What the vCPU threads count.
+    counters: Vec<Arc<VcpuCounters>>,
     virtio: Virtio,
     legacy: Legacy,
     board: Board,
@@ -85,6 +89,7 @@ pub(crate) struct Ended {
 impl Vm {
     fn new(vcpus: Vec<VcpuParts>, virtio: Virtio, legacy: Legacy, board: Board, stop: Arc<StopCell>) -> Self {
         Self {
+            counters: vcpus.iter().map(|vcpu| vcpu.counters.clone()).collect(),
             state: State::Built(vcpus),
             virtio,
             legacy,
@@ -92,6 +97,17 @@ impl Vm {
             stop,
             first_run: Arc::default(),
         }
+    }
+
+    /// What the vCPU threads count, in their order.
+    pub(crate) fn vcpu_counters(&self) -> &[Arc<VcpuCounters>] {
+        &self.counters
+    }
+
+    /// What the virtio devices have done, each under the name of its kind, in the order the guest sees them.
+    pub(crate) fn device_counts(&self) -> impl Iterator<Item = (&'static str, DeviceCounts)> {
+        let transports = self.virtio.transports.iter();
+        transports.map(|transport| (transport.traits().name, transport.counters().get()))
     }
 
     /// The ways to the devices that can be changed.

@@ -55,6 +55,7 @@ pub fn fuzz_chain(data: &[u8]) {
         kick,
         interrupt,
         features: RING_FEATURES,
+        counters: Arc::default(),
     };
     let mut queue = DeviceQueue::new(0, resources, None).expect("rings in memory");
     let mut chain = queue.new_chain();

@@ -21,6 +21,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::counters::DeviceCounters;
 use super::device::{DeviceInterrupt, DeviceTraits, QueueResources, QueueState};
 use super::handle::{DeviceHandle, Notifier, StartQueue};
 use super::queue::rings_in_memory;
@@ -64,6 +65,7 @@ pub struct MmioTransport {
     /// One per queue, for good: a notification that arrives late is a spurious one.
     kicks: Vec<EventFd>,
     shared: Arc<Shared>,
+    counters: Arc<DeviceCounters>,
     registers: Mutex<Registers>,
 }
 
@@ -108,12 +110,18 @@ impl MmioTransport {
             device,
             notifier,
             shared: Arc::new(Shared::new(irq)),
+            counters: Arc::default(),
         })
     }
 
     /// The device's type, features and queues, as the driver sees them.
     pub fn traits(&self) -> &DeviceTraits {
         &self.traits
+    }
+
+    /// What the device has done.
+    pub fn counters(&self) -> &Arc<DeviceCounters> {
+        &self.counters
     }
 
     /// The way to interrupt the driver outside of a queue: for who changes the device's configuration.
@@ -206,6 +214,7 @@ impl MmioTransport {
                     .map_err(|cause| format!("the host has no descriptor for queue {index}: {cause}"))?,
                 interrupt: self.shared.clone(),
                 features: registers.driver_features,
+                counters: self.counters.clone(),
             };
             let at = at
                 .iter()

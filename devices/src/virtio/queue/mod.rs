@@ -29,6 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use chain::{Buffer, ChainError, MAX_INDIRECT, RequestChain};
 pub use segments::{Datagram, GuestIo, Segments};
 
+use super::counters::DeviceCounters;
 use super::device::{DeviceInterrupt, QueueResources, QueueState, StartError};
 use crate::{Memory, warn_guest};
 use chain::Table;
@@ -67,6 +68,9 @@ pub struct DeviceQueue {
     signalled: Wrapping<u16>,
     kick: EventFd,
     interrupt: Arc<dyn DeviceInterrupt>,
+    counters: Arc<DeviceCounters>,
+    /// Bytes to read of the request taken last, in case it is put back.
+    last_readable: u32,
     broken: bool,
     /// The device wants no more in this turn, though there is more.
     put_off: bool,
@@ -85,6 +89,7 @@ impl DeviceQueue {
             kick,
             interrupt,
             features,
+            counters,
         } = resources;
         if !rings_in_memory(&queue, &memory) {
             return Err(StartError::Ring { index });
@@ -112,6 +117,8 @@ impl DeviceQueue {
             signalled: next_used,
             kick,
             interrupt,
+            counters,
+            last_readable: 0,
             broken: false,
             put_off: false,
             budget: 0,
@@ -164,6 +171,7 @@ impl DeviceQueue {
     /// what it wants and returns false when it found nothing to take.
     pub fn drain_by(&mut self, mut step: impl FnMut(&mut Self) -> bool) {
         self.budget = DRAIN_BUDGET;
+        self.counters.turned();
         self.put_off = false;
         self.disable_kicks();
         loop {
@@ -207,11 +215,14 @@ impl DeviceQueue {
         else {
             return Ok(false);
         };
+        self.last_readable = 0;
         if let Err(fault) = chain.load(self.table, head) {
             // The state of a stopped queue then still names the chain as not taken.
             self.undo_pop(1);
             return Err(fault.into());
         }
+        self.last_readable = chain.readable_len();
+        self.counters.taken(self.last_readable);
         let large = (chain.readable_len() / BUDGET_BYTES) + (chain.writable_len() / BUDGET_BYTES);
         self.budget = self.budget.saturating_sub(1 + large);
         Ok(true)
@@ -225,6 +236,8 @@ impl DeviceQueue {
 
     /// Puts the last `count` requests back where they were taken, none of them answered.
     pub fn undo_pop(&mut self, count: u16) {
+        // Devices put back one request with bytes to read, or several without.
+        self.counters.put_back(std::mem::take(&mut self.last_readable));
         self.queue
             .set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
@@ -260,6 +273,7 @@ impl DeviceQueue {
             return;
         }
         self.next_used += 1;
+        self.counters.answered(written);
     }
 
     /// Lets the driver see what was given back.
@@ -284,7 +298,10 @@ impl DeviceQueue {
         // What was published must be visible before the driver's wish is read: it does the two in the other order.
         fence(Ordering::SeqCst);
         match self.wants_interrupt() {
-            Ok(true) => self.interrupt.used_buffer(self.index),
+            Ok(true) => {
+                self.counters.interrupted();
+                self.interrupt.used_buffer(self.index);
+            }
             Ok(false) => {}
             Err(cause) => self.fail_with(&cause.into()),
         }
@@ -341,6 +358,7 @@ impl DeviceQueue {
 
     fn fail_with(&mut self, fault: &QueueFault) {
         self.broken = true;
+        self.counters.failed();
         warn_guest!(
             "virtio queue {}: the driver must reset the device: {fault}",
             self.index

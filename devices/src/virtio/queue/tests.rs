@@ -64,6 +64,7 @@ fn resources(ring: &Ring, memory: &Arc<Memory>, features: u64, interrupt: Arc<Re
         kick,
         interrupt,
         features,
+        counters: Arc::default(),
     }
 }
 

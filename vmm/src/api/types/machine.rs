@@ -213,7 +213,7 @@ pub(crate) struct Logger {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metrics {
-    /// A file or a pipe; a line of JSON is written every 60 s, at FlushMetrics and at the end.
+    /// A file or a pipe; a line of JSON is written every 60 s and at FlushMetrics.
     pub(crate) metrics_path: PathBuf,
 }
 

@@ -24,8 +24,11 @@ pub fn drive<S: AsRef<OsStr>>(script: &str, arguments: impl IntoIterator<Item = 
 fn python() -> &'static Path {
     static PATH: LazyLock<PathBuf> = LazyLock::new(|| {
         let sum = Sha256::digest(REQUIREMENTS);
-        let name: String = sum.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        let folder = program::cache().join(format!("clients-{name}"));
+        let name = sum
+            .iter()
+            .take(6)
+            .fold(0_u64, |name, &byte| name << 8 | u64::from(byte));
+        let folder = program::cache().join(format!("clients-{name:012x}"));
         let python = folder.join("bin/python3");
         let done = folder.join("done");
         if !done.exists() {

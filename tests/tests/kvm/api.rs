@@ -4,9 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use berth_tests::served::{Connection, Served, request};
 use berth_tests::guests;
 use berth_tests::invocation::{berth, run, tiny};
+use berth_tests::served::{Connection, Served, request};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 

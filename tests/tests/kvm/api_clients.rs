@@ -2,8 +2,8 @@
 
 use std::ffi::OsString;
 
-use berth_tests::served::Served;
 use berth_tests::invocation::run;
+use berth_tests::served::Served;
 use berth_tests::{clients, guests};
 use serde_json::Value;
 
@@ -42,12 +42,12 @@ fn pyrecracker_boots_a_guest_saves_it_and_goes_on_elsewhere() {
         guests::linux().to_str().unwrap(),
         guests::root().to_str().unwrap(),
     );
-    let command = "sh%00-c%00echo%20ready;%20read%20line;%20echo%20got%20$line;%20exit%2017";
+    let command = "sh%00-c%00i=0;%20while%20[%20$i%20-lt%2012%20];%20do%20i=$((i+1));%20echo%20step%20$i;%20sleep%201;%20done;%20exit%2017";
     clients::drive(
         "pyrecracker_client.py",
         words(&["boot"], &served, &[kernel, root, &arguments(command)]),
     );
-    served.running.wait_for("ready");
+    served.running.wait_for("step 2");
     let (state, memory) = (served.path("state"), served.path("memory"));
     let files = [state.to_str().unwrap(), memory.to_str().unwrap()];
     clients::drive("pyrecracker_client.py", words(&["save"], &served, &files));
@@ -55,9 +55,8 @@ fn pyrecracker_boots_a_guest_saves_it_and_goes_on_elsewhere() {
     served.tell("POST", "/berth/v1/kill", &Value::Null);
     served.running.finish().expect_code(0);
 
-    let mut other = Served::start(run(["--api-only"]).open_input());
+    let mut other = Served::start(run(["--api-only"]));
     clients::drive("pyrecracker_client.py", words(&["restore"], &other, &files));
-    other.running.send("it\n");
-    other.running.wait_for("got it");
+    other.running.wait_for("step 12");
     other.running.finish().expect_code(17);
 }

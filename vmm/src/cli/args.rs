@@ -336,7 +336,7 @@ pub struct RunArgs {
     /// What the machine is comes from the snapshot. --serial and --timeout apply; --disk and --net say where its disks and network
     /// interfaces lead now, all of them, in their order, and --vsock where its vsock does and what its CID is.
     #[arg(long, value_name = "DIR", help_heading = "Snapshot",
-        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "rng", "assist", "dry_run", "command"])]
+        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "rng", "assist", "dry_run", "command", "name", "detach"])]
     pub restore: Option<PathBuf>,
 
     /// With --restore: read all of the memory first and compare its checksums

@@ -21,6 +21,7 @@ pub mod guests;
 pub mod invocation;
 pub mod memory;
 pub mod netns;
+mod outcome;
 pub mod program;
 pub mod served;
 pub mod soak;

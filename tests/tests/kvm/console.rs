@@ -14,9 +14,9 @@ fn a_console_and_a_named_port_talk_to_sockets_of_the_host() {
         "set -e
          echo $(cat /sys/class/virtio-ports/*/name)
          port=$(ls /dev/vport*p1)
-         echo ready
          exec 3<>/dev/hvc0
          stty -F /dev/hvc0 raw -echo
+         echo ready
          read line <&3
          echo \"console: $line\" >&3
          exec 4<>$port

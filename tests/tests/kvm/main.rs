@@ -25,3 +25,4 @@ mod shipped;
 mod snapshot;
 mod streams;
 mod vsock;
+mod warm;

@@ -1,0 +1,77 @@
+//! Warm starts of the shipped guest: booted once, restored from then on, and every run as new as the first.
+
+use std::fs;
+use std::path::Path;
+
+use berth_tests::invocation::{Invocation, berth, run};
+
+fn with_cache(invocation: Invocation, cache: &Path) -> Invocation {
+    invocation.behind(["env", &format!("BERTH_CACHE_DIR={}", cache.display())])
+}
+
+/// What the guest of one run says: whether it found the file that it leaves behind, its machine id, random bytes.
+fn said(cache: &Path, arguments: &[&str]) -> Vec<String> {
+    let script = "test -e /root/left && echo found || echo new; touch /root/left
+        cat /etc/machine-id; head -c 16 /dev/urandom | md5sum; date +%s";
+    let invocation = run(arguments.iter().copied()).command(["sh", "-c", script]);
+    let outcome = with_cache(invocation, cache).finish();
+    outcome.expect_code(0);
+    outcome.out().lines().map(str::to_owned).collect()
+}
+
+fn listed(cache: &Path) -> usize {
+    let outcome = with_cache(berth(["cache", "--json"]), cache).finish();
+    outcome.expect_code(0);
+    let list: serde_json::Value = serde_json::from_str(&outcome.out()).unwrap();
+    list.as_array().unwrap().len()
+}
+
+#[test]
+fn a_guest_boots_once_and_every_run_is_new() {
+    let cache = tempfile::tempdir().unwrap();
+    let cache = cache.path();
+    assert_eq!(listed(cache), 0);
+    let runs: Vec<_> = (0..3).map(|_| said(cache, &[])).collect();
+    assert_eq!(listed(cache), 1, "one guest is kept, and it served all runs");
+    for (number, run) in runs.iter().enumerate() {
+        assert_eq!(run[0], "new", "nothing of one run is there in the next");
+        for other in &runs[..number] {
+            assert_ne!(run[1], other[1], "each has a machine id of its own");
+            assert_ne!(run[2], other[2], "each has random numbers of its own");
+        }
+        let guest: u64 = run[3].parse().unwrap();
+        let host = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        assert!(host.abs_diff(guest) < 120, "each has the time of day");
+    }
+    // Another machine is another guest.
+    said(cache, &["--memory", "128M"]);
+    assert_eq!(listed(cache), 2);
+    let outcome = with_cache(berth(["cache", "clear"]), cache).finish();
+    outcome.expect_code(0);
+    assert_eq!(listed(cache), 0);
+}
+
+#[test]
+fn a_damaged_cache_costs_a_boot_and_no_more() {
+    let cache = tempfile::tempdir().unwrap();
+    let cache = cache.path();
+    said(cache, &[]);
+    let entry = fs::read_dir(cache.join("warm"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    fs::write(entry.join("vm.json"), "{}").unwrap();
+    let run = with_cache(run::<&str>([]).command(["true"]), cache).finish();
+    run.expect_code(0);
+    assert!(run.err().contains("so it boots"), "{run}");
+    assert_eq!(said(cache, &[])[0], "new");
+}
+
+#[test]
+fn a_cold_start_keeps_and_uses_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+    assert_eq!(said(cache.path(), &["--cold"])[0], "new");
+    assert_eq!(listed(cache.path()), 0);
+}

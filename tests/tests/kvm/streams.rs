@@ -65,13 +65,15 @@ fn a_serial_port_on_a_pseudo_terminal_says_its_name_and_talks_to_who_opens_it() 
     running.wait_for_error("the serial line is ");
     let name = running.wait_for_error("\n");
     let mut line = File::options().read(true).write(true).open(name.trim()).unwrap();
-    line.write_all(b"over the line\x04").unwrap();
+    line.write_all(b"over the line").unwrap();
     let mut said = Vec::new();
     while !said.ends_with(b"over the line") {
         let mut byte = [0];
         line.read_exact(&mut byte).unwrap();
         said.push(byte[0]);
     }
+    // Its end takes the terminal away, with all that was not read.
+    line.write_all(b"\x04").unwrap();
     running.finish().expect_code(0);
 }
 

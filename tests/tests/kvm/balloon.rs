@@ -31,7 +31,7 @@ fn an_inflated_balloon_takes_memory_from_the_guest_and_gives_it_to_the_host() {
          echo $device >unbind
          echo deflated $((all - $(total)))",
     )
-    .args(["--memory", &format!("{MEMORY}M")])
+    .args(["--cold", "--memory", &format!("{MEMORY}M")])
     .args(["--balloon", &format!("size={BALLOON}M,stats=1,hinting")])
     .open_input()
     .start();

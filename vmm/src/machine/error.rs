@@ -52,6 +52,14 @@ impl MachineError {
         }
     }
 
+    /// Whether it is the snapshot that cannot be used, and not the machine's surroundings.
+    pub(crate) fn is_of_snapshot(&self) -> bool {
+        matches!(
+            self,
+            Self::Snapshot(_) | Self::Build(BuildError::State(_) | BuildError::Memory(_))
+        )
+    }
+
     /// A sentence for each fault.
     pub fn sentences(&self) -> Vec<String> {
         match self {

@@ -28,6 +28,8 @@ impl Machine {
         if let Some(from) = entry.snapshot() {
             match self.restore_warm(from) {
                 Ok(()) => return Ok(()),
+                // Only what is wrong with the entry is a reason to boot: a boot would meet all else again.
+                Err(error) if !error.is_of_snapshot() => return Err(error),
                 Err(error) => {
                     tracing::warn!("the guest kept in the cache cannot be used, so it boots: {error}");
                     entry.remove();

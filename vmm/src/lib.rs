@@ -13,6 +13,7 @@ pub mod exit_code;
 pub mod fleet;
 mod footprint;
 mod guest;
+pub mod image;
 mod io_thread;
 mod irq;
 pub mod logging;

@@ -4,6 +4,7 @@
 //! - [`guests`] are the kernels to run in it; [`formats`] wraps a kernel the ways kernels come
 //! - [`netns`] is a network of the test's own, [`debian`] a Debian root image, [`memory`] what the program's memory is made of
 //! - [`api`] speaks to a running program; [`soak`] saves and restores a guest under load
+//! - [`fleet`] is a state directory with VMs
 //! - [`served`] is a program with an API and what it answers, [`clients`] are those of others
 //! - [`fuzz`] holds the entry points that the fuzzers and the tests on stable Rust share
 //!
@@ -15,6 +16,7 @@
 pub mod api;
 pub mod clients;
 pub mod debian;
+pub mod fleet;
 pub mod formats;
 pub mod fuzz;
 pub mod guests;

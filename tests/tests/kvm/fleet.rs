@@ -1,117 +1,15 @@
 //! Many VMs in a state directory: the verbs that make, drive and remove them.
 
-use std::ffi::OsStr;
-use std::path::PathBuf;
-use std::process::Command;
+mod clones;
+mod flags;
+
 use std::time::Duration;
 
-use berth_tests::invocation::{Invocation, Outcome, berth};
-use berth_tests::{guests, program};
+use berth_tests::fleet::Fleet;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::codes;
-
-/// A state directory of the test's own. Dropped, it ends what still runs.
-struct Fleet(tempfile::TempDir);
-
-impl Fleet {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("the host has room"))
-    }
-
-    fn folder(&self, name: &str) -> PathBuf {
-        self.0.path().join("vms").join(name)
-    }
-
-    /// A verb, with its arguments.
-    fn verb<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Invocation {
-        berth(words)
-            .args([OsStr::new("--state-dir"), self.0.path().as_os_str()])
-            .within(Duration::from_secs(60))
-            .beside()
-    }
-
-    fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Outcome {
-        self.verb(words).finish()
-    }
-
-    /// What a verb that goes well prints.
-    #[track_caller]
-    fn good<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> String {
-        let outcome = self.run(words);
-        outcome.expect_code(0);
-        assert_eq!(outcome.err(), "", "{outcome}");
-        outcome.out()
-    }
-
-    #[track_caller]
-    fn json<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Value {
-        let text = self.good(words);
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
-    }
-
-    /// Makes a VM of the test guest.
-    #[track_caller]
-    fn create(&self, name: &str, task: &str) {
-        let made = self.tiny("create", task).args(["--name", name]).finish();
-        assert_eq!(made.expect_code(0).out(), format!("{name}\n"));
-    }
-
-    /// `create` or `run` of the test guest.
-    fn tiny(&self, verb: &str, task: &str) -> Invocation {
-        self.verb([verb, "--memory", "64M"])
-            .arg(format!("--kernel={}", guests::tiny().display()))
-            .args(["--cmdline", &format!("do={task}")])
-    }
-
-    /// What is known about a VM.
-    #[track_caller]
-    fn inspect(&self, name: &str) -> Value {
-        self.json(["inspect", name])[0].take()
-    }
-
-    #[track_caller]
-    fn state(&self, name: &str) -> String {
-        self.inspect(name)["state"]
-            .as_str()
-            .expect("a state is a word")
-            .to_owned()
-    }
-
-    /// Attaches, sends `typed`, waits for each of `expected`, and detaches.
-    #[track_caller]
-    fn attach(&self, name: &str, typed: &str, expected: &[&str]) -> String {
-        let mut console = self.verb(["console", name]).open_input().start();
-        let mut heard = String::new();
-        console.send(typed);
-        for text in expected {
-            heard += &console.wait_for(text);
-        }
-        console.send("\x01d");
-        let outcome = console.finish();
-        outcome.expect_code(0);
-        assert!(outcome.err().contains("detached"), "{outcome}");
-        heard
-    }
-}
-
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        let berth = || {
-            let mut command = Command::new(program::berth());
-            command.env("BERTH_STATE_DIR", self.0.path());
-            command
-        };
-        let ids = berth()
-            .args(["ps", "--quiet"])
-            .output()
-            .map(|output| output.stdout);
-        for id in String::from_utf8_lossy(&ids.unwrap_or_default()).lines() {
-            let _ = berth().args(["kill", id]).output();
-        }
-    }
-}
 
 #[test]
 fn a_vm_lives_from_create_to_rm_and_every_verb_says_so() {
@@ -414,41 +312,4 @@ fn a_snapshot_is_restored_beside_the_vm_and_goes_on_from_there() {
     );
     let sentence = fleet.run(["restore", "/nonexistent"]).sentence(codes::USER);
     assert!(sentence.contains("/nonexistent/vm.json"), "{sentence}");
-}
-
-#[test]
-fn clones_go_on_from_where_the_vm_was_each_by_itself() {
-    let fleet = Fleet::new();
-    let disk = fleet.0.path().join("disk.img");
-    std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
-    let made = fleet
-        .tiny("run", "tally")
-        .args(["--detach", "--name", "web", "--disk"])
-        .arg(&disk)
-        .finish();
-    made.expect_code(0);
-    fleet.attach("web", "ab", &["2\n"]);
-    let names = fleet.good(["fork", "web", "--count", "3"]);
-    assert_eq!(names, "web-1\nweb-2\nweb-3\n");
-    assert_eq!(fleet.state("web"), "running");
-    fleet.attach("web-2", "xyz", &["5\n"]);
-    for name in ["web", "web-1", "web-3"] {
-        assert_eq!(fleet.attach(name, "c", &["3\n"]), "3\n");
-    }
-    // By reference or below an overlay, as the file system can.
-    let disk = fleet.inspect("web-1")["spec"]["disks"][0].take();
-    let own = disk["overlay"].as_str().or(disk["path"].as_str()).unwrap();
-    assert!(own.starts_with(fleet.folder("web-1").to_str().unwrap()), "{own}");
-    assert_eq!(fleet.good(["fork", "web-2", "--name", "child"]), "child-1\n");
-    assert_eq!(fleet.attach("child-1", "c", &["6\n"]), "6\n");
-    assert_eq!(
-        std::fs::read_dir(fleet.0.path().join("bases")).unwrap().count(),
-        2
-    );
-    fleet.good(["rm", "--force", "web-1", "web-2", "web-3", "child-1"]);
-    assert_eq!(
-        std::fs::read_dir(fleet.0.path().join("bases")).unwrap().count(),
-        0,
-        "nobody needs them"
-    );
 }

@@ -313,14 +313,14 @@ pub struct RunArgs {
 
     /// Serve the REST API on a Unix socket at this path, for this user alone
     ///
-    /// A VM with a name has its socket in the state directory, and this is not for it.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["name", "detach"], help_heading = "Run")]
+    /// A VM with a name has its socket in the state directory unless this is given.
+    #[arg(long, value_name = "PATH", help_heading = "Run")]
     pub api_sock: Option<PathBuf>,
 
     /// Wait for the API to configure and start the VM, as Firecracker does
     ///
     /// Memory is then 128M unless said otherwise. The process ends when the VM does, or by a signal.
-    #[arg(long, requires = "api_sock", help_heading = "Run")]
+    #[arg(long, requires = "api_sock", conflicts_with_all = ["name", "detach"], help_heading = "Run")]
     pub api_only: bool,
 
     /// Print the VM as a TOML file for --config, and run nothing
@@ -336,7 +336,7 @@ pub struct RunArgs {
     /// What the machine is comes from the snapshot. --serial and --timeout apply; --disk and --net say where its disks and network
     /// interfaces lead now, all of them, in their order, and --vsock where its vsock does and what its CID is.
     #[arg(long, value_name = "DIR", help_heading = "Snapshot",
-        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "rng", "assist", "dry_run", "command", "name", "detach"])]
+        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "cmdline_base", "balloon", "console", "rng", "assist", "cold", "api_only", "dry_run", "command", "name", "detach"])]
     pub restore: Option<PathBuf>,
 
     /// With --restore: read all of the memory first and compare its checksums

@@ -25,6 +25,10 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
     if let Some(folder) = args.managed.take() {
         return fleet::run_managed(&folder, args.state, start);
     }
+    if args.json && !args.detach {
+        complain(&"--json: prints a VM that runs in the background; give --detach with it");
+        return exit_code::USER;
+    }
     if args.detach {
         return fleet::run_detached(args);
     }
@@ -83,12 +87,8 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
 }
 
 /// Starts the log that the arguments ask for. Fails with the exit code, and has said why.
-pub(super) fn start_log(args: &mut RunArgs, adjustable: bool) -> Result<Log, u8> {
-    open_log(
-        args.log_level.clone(),
-        args.log_file.take().as_deref(),
-        adjustable,
-    )
+pub(super) fn start_log(args: &RunArgs, adjustable: bool) -> Result<Log, u8> {
+    open_log(args.log_level.clone(), args.log_file.as_deref(), adjustable)
 }
 
 fn open_log(level: Option<Filter>, file: Option<&Path>, adjustable: bool) -> Result<Log, u8> {
@@ -181,7 +181,8 @@ pub(super) fn check(spec: &VmSpec) -> Result<ValidSpec, u8> {
     })
 }
 
-fn dry_run(args: RunArgs) -> u8 {
+/// Prints the VM that the arguments describe.
+pub(super) fn dry_run(args: RunArgs) -> u8 {
     let valid = match validated(args) {
         Ok(valid) => valid,
         Err(code) => return code,

@@ -28,6 +28,26 @@ const RESULT: &str = "result.json";
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
+/// How a VM is run, apart from what it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manner {
+    /// What it logs, as `--log-level` takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_level: Option<String>,
+    /// Where it logs, if not in its folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_file: Option<PathBuf>,
+    /// Where its API listens, if not in its folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_socket: Option<PathBuf>,
+    /// Whether it boots at every start, instead of going on with a guest that was booted before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
+    /// Where it is saved, and ends, when its guest says that it is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_when_ready: Option<PathBuf>,
+}
+
 /// What does not change about a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -37,9 +57,9 @@ pub struct Meta {
     pub name: String,
     /// When it was made.
     pub created: String,
-    /// What it logs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log_level: Option<String>,
+    /// How it is run.
+    #[serde(flatten)]
+    pub manner: Manner,
     /// The snapshot that its first start goes on from. Later ones boot: its disks are not what they were in the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<PathBuf>,
@@ -210,7 +230,8 @@ impl Entry {
 
     /// Where Berth's own log of it is.
     pub fn log(&self) -> PathBuf {
-        self.folder.join("log")
+        let elsewhere = self.meta.manner.log_file.clone();
+        elsewhere.unwrap_or_else(|| self.folder.join("log"))
     }
 
     /// The lock that its process holds; nothing if one does.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use serde_json::json;
 
 use super::error::io_error;
-use super::{Entry, Fleet, FleetError, NewVm, State, drive};
+use super::{Entry, Fleet, FleetError, Manner, NewVm, State, drive};
 use crate::events::Identity;
 use crate::snapshot::Found;
 use crate::spec::{DiskSpec, SerialSpec, VmSpec};
@@ -54,6 +54,10 @@ pub struct Clones {
     pub count: u32,
     /// The names of their taps, with `{}` for the clone's number.
     pub taps: Vec<String>,
+    /// The time limit of each in seconds.
+    pub timeout: Option<u64>,
+    /// How each is run.
+    pub manner: Manner,
     /// Whether each is removed when it ends.
     pub remove: bool,
 }
@@ -148,6 +152,7 @@ impl Base {
         let name = format!("{}-{number}", clones.prefix);
         let home = fleet.vms().join(&name);
         let mut spec = self.spec.clone();
+        spec.timeout = clones.timeout;
         for (net, tap) in spec.nets.iter_mut().zip(&clones.taps) {
             net.tap = tap.replace("{}", &number.to_string());
         }
@@ -177,7 +182,7 @@ impl Base {
         let entry = fleet.create(&NewVm {
             name: Some(&name),
             spec,
-            log_level: None,
+            manner: clones.manner.clone(),
             restore: Some(self.snapshot.clone()),
             bases: self.bases.clone(),
             remove: clones.remove,

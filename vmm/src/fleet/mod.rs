@@ -4,7 +4,7 @@
 //! STATE/                    $BERTH_STATE_DIR, else $XDG_STATE_HOME/berth, else ~/.local/state/berth; mode 0700
 //!   events.jsonl            what happened to all VMs, a line each (journal)
 //!   vms/NAME/               one VM; the folder's name is the VM's
-//!     meta.json             id, name, when it was made, how it logs
+//!     meta.json             id, name, when it was made, how it is run
 //!     vm.toml               what it is (spec)
 //!     lock                  held (flock) by the VM's process as long as it lives: the truth about whether it runs
 //!     live.json             its process and state; left behind only by a process that was killed
@@ -35,7 +35,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-pub use entry::{Ended, Entry, Live, LiveState, Meta, State, Status};
+pub use entry::{Ended, Entry, Live, LiveState, Manner, Meta, State, Status};
 pub use error::FleetError;
 pub use name::valid as valid_name;
 
@@ -61,8 +61,8 @@ pub struct NewVm<'a> {
     pub name: Option<&'a str>,
     /// What it is.
     pub spec: VmSpec,
-    /// What it logs, as `--log-level` takes it.
-    pub log_level: Option<String>,
+    /// How it is run.
+    pub manner: Manner,
     /// The snapshot that it starts from.
     pub restore: Option<PathBuf>,
     /// What it shares with other clones, for the last of them to remove.
@@ -127,7 +127,7 @@ impl Fleet {
             id,
             name: String::new(),
             created: timestamp(SystemTime::now()),
-            log_level: new.log_level.clone(),
+            manner: new.manner.clone(),
             restore: new.restore.clone(),
             restored_from: new.restore.clone(),
             bases: new.bases.clone(),

@@ -164,8 +164,11 @@ pub fn report_started(entry: &Entry) {
     }
 }
 
-/// Where a VM's API listens: in its folder, or where paths are short if that one is too long for a socket's address.
+/// Where a VM's API listens: where it was told to, else in its folder, or where paths are short if that one is too long for a socket's address.
 fn api_socket(entry: &Entry) -> Result<PathBuf, FleetError> {
+    if let Some(elsewhere) = &entry.meta().manner.api_socket {
+        return Ok(elsewhere.clone());
+    }
     let here = entry.api_socket_here();
     if here.as_os_str().as_bytes().len() <= unix::PATH_MAX {
         return Ok(here);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::super::args::option;
+use crate::fleet::Manner;
 use crate::logging::Filter;
 use crate::spec::{DiskSpec, NetSpec};
 
@@ -157,21 +158,39 @@ pub struct RestoreArgs {
     /// Where a network interface leads now, as berth run takes it; all of them, in their order, or none
     #[arg(long, value_name = "tap=NAME[,mac=ADDRESS]", value_parser = option(NetSpec::from_option))]
     pub net: Vec<NetSpec>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub go_on: GoOnArgs,
+}
+
+/// What `berth restore` and `berth fork` have in common: how VMs run that go on from what was saved.
+#[derive(Debug, Clone, Args)]
+pub struct GoOnArgs {
     /// End a guest that still runs after this many seconds
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
     /// What to log
     #[arg(long, value_name = "LEVEL", value_parser = str::parse::<Filter>)]
     pub log_level: Option<Filter>,
-    /// Remove the VM when it ends
+    /// Remove each VM when it ends
     #[arg(long)]
     pub rm: bool,
-    /// Print the VM as JSON instead of its name
+    /// Print VMs as JSON instead of their names
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub state: StateDir,
+}
+
+impl GoOnArgs {
+    /// How each VM is run.
+    pub fn manner(&self) -> Manner {
+        Manner {
+            log_level: self.log_level.as_ref().map(ToString::to_string),
+            ..Manner::default()
+        }
+    }
 }
 
 /// Arguments of `berth fork`.
@@ -189,15 +208,9 @@ pub struct ForkArgs {
     /// The tap of a network interface, with {} for the clone's number; once for each interface
     #[arg(long, value_name = "PATTERN")]
     pub tap: Vec<String>,
-    /// Remove each when it ends
-    #[arg(long)]
-    pub rm: bool,
-    /// Print the VMs as JSON instead of their names
-    #[arg(long)]
-    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub state: StateDir,
+    pub go_on: GoOnArgs,
 }
 
 /// Arguments of `berth events`.

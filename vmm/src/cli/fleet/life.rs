@@ -1,5 +1,7 @@
 //! From a VM's making to its end: create, start, pause, resume, stop, kill, wait, rm.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use super::super::args::RunArgs;
@@ -9,10 +11,34 @@ use super::args::{RemoveArgs, StateDir, StopArgs, VmsArgs};
 use super::{code, each, open, refuse, tell};
 use crate::exit_code;
 use crate::fleet::launch::{self, Launch};
-use crate::fleet::{Entry, Fleet, FleetError, NewVm, State, drive};
+use crate::fleet::{Entry, Fleet, FleetError, Manner, NewVm, State, drive};
 
 /// `berth create`: a VM that does not run yet.
 pub(in super::super) fn create(args: RunArgs) -> u8 {
+    if args.dry_run {
+        return foreground::dry_run(args);
+    }
+    for (given, flag, why) in [
+        (args.detach, "--detach", "berth start runs it in the background"),
+        (
+            args.restore.is_some(),
+            "--restore",
+            "berth restore makes a VM that goes on from a snapshot",
+        ),
+        (
+            args.api_only,
+            "--api-only",
+            "a VM of the state directory is what it was made as; only berth run can wait to be configured",
+        ),
+    ] {
+        if given {
+            complain(&format_args!("{flag}: is not for berth create: {why}"));
+            return exit_code::USER;
+        }
+    }
+    if let Err(code) = refuse_timing(&args) {
+        return code;
+    }
     match make(args) {
         Ok((_, entry, json)) => tell(&[Ok(entry)], json),
         Err(code) => code,
@@ -21,6 +47,9 @@ pub(in super::super) fn create(args: RunArgs) -> u8 {
 
 /// `berth run --detach`: a VM that runs in the background.
 pub(in super::super) fn run_detached(args: RunArgs) -> u8 {
+    if let Err(code) = refuse_timing(&args) {
+        return code;
+    }
     let (fleet, entry, json) = match make(args) {
         Ok(made) => made,
         Err(code) => return code,
@@ -31,6 +60,17 @@ pub(in super::super) fn run_detached(args: RunArgs) -> u8 {
         let _ = fleet.remove(&entry);
     }
     tell(&[started], json)
+}
+
+/// How long the steps took is said on the terminal, which a VM in the background does not have.
+fn refuse_timing(args: &RunArgs) -> Result<(), u8> {
+    if !args.boot_timing {
+        return Ok(());
+    }
+    complain(
+        &"--boot-timing: is not for a VM in the background, which has no terminal to print on; use berth run without --detach",
+    );
+    Err(exit_code::USER)
 }
 
 /// Makes the VM that the arguments describe. Fails with the exit code, and has said why.
@@ -47,7 +87,7 @@ fn make(args: RunArgs) -> Result<(Fleet, Entry, bool), u8> {
 /// Makes an entry for the VM that the arguments describe. Fails with the exit code, and has said why.
 pub(super) fn register(fleet: &Fleet, args: RunArgs, durable: bool) -> Result<Entry, u8> {
     let (name, remove) = (args.name.clone(), args.rm);
-    let log_level = args.log_level.as_ref().map(ToString::to_string);
+    let manner = manner(&args);
     let valid = foreground::validated(args)?;
     let spec = foreground::portable(valid).map_err(|fault| {
         complain(&fault);
@@ -56,13 +96,25 @@ pub(super) fn register(fleet: &Fleet, args: RunArgs, durable: bool) -> Result<En
     let new = NewVm {
         name: name.as_deref(),
         spec,
-        log_level,
+        manner,
         restore: None,
         bases: Vec::new(),
         remove,
         durable,
     };
     fleet.create(&new).map_err(|error| refuse(&error))
+}
+
+/// How the VM is to be run. Paths are the caller's, whose folder is not the VM's.
+fn manner(args: &RunArgs) -> Manner {
+    let absolute = |path: &Option<PathBuf>| path.as_deref().map(super::absolute);
+    Manner {
+        log_level: args.log_level.as_ref().map(ToString::to_string),
+        log_file: absolute(&args.log_file),
+        api_socket: absolute(&args.api_sock),
+        cold: args.cold,
+        snapshot_when_ready: absolute(&args.snapshot_when_ready),
+    }
 }
 
 /// `berth start`.

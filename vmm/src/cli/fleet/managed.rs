@@ -16,7 +16,7 @@ use crate::fleet::{Entry, Fleet, FleetError};
 use crate::logging::{self, Filter, Target};
 use crate::machine::{LoadRequest, Overrides};
 use crate::run::RunOptions;
-use crate::snapshot::SnapshotTarget;
+use crate::snapshot::{SnapshotRequest, SnapshotTarget};
 use crate::spec::{SerialSpec, VmSpec};
 
 /// `berth run --managed`: the VM in `folder`, in the background.
@@ -69,6 +69,7 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
     let valid = foreground::check(&spec)?;
     let filter = entry
         .meta()
+        .manner
         .log_level
         .as_deref()
         .map_or(Ok(Filter::default()), str::parse);
@@ -86,16 +87,25 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
         log,
         api: None,
         options: RunOptions {
-            boot_timing: false,
-            start: Instant::now(),
-            wait: false,
-            cold: false,
             load: load(entry, &spec),
-            save_when_ready: None,
-            log: None,
-            identity: Some(entry.identity()),
+            ..options(entry, Instant::now())
         },
     })
+}
+
+/// How a VM of the state directory is run.
+fn options(entry: &Entry, start: Instant) -> RunOptions {
+    let manner = &entry.meta().manner;
+    RunOptions {
+        boot_timing: false,
+        start,
+        wait: false,
+        load: None,
+        cold: manner.cold,
+        save_when_ready: manner.snapshot_when_ready.clone().map(SnapshotRequest::to),
+        log: None,
+        identity: Some(entry.identity()),
+    }
 }
 
 /// The snapshot that a VM goes on from, if it does, with what is its own.
@@ -120,7 +130,7 @@ fn load(entry: &Entry, spec: &VmSpec) -> Option<LoadRequest> {
 }
 
 /// `berth run --name`: a VM in the foreground that the other verbs know.
-pub(in super::super) fn run_registered(mut args: RunArgs, start: Instant) -> u8 {
+pub(in super::super) fn run_registered(args: RunArgs, start: Instant) -> u8 {
     let state = StateDir {
         state_dir: args.state.state_dir.clone(),
     };
@@ -128,11 +138,11 @@ pub(in super::super) fn run_registered(mut args: RunArgs, start: Instant) -> u8 
         Ok(fleet) => fleet,
         Err(error) => return refuse(&error),
     };
-    let log = match foreground::start_log(&mut args, true) {
+    let log = match foreground::start_log(&args, true) {
         Ok(log) => log,
         Err(code) => return code,
     };
-    let (boot_timing, cold, remove) = (args.boot_timing, args.cold, args.rm);
+    let (boot_timing, remove) = (args.boot_timing, args.rm);
     let entry = match life::register(&fleet, args, false) {
         Ok(entry) => entry,
         Err(code) => {
@@ -151,13 +161,7 @@ pub(in super::super) fn run_registered(mut args: RunArgs, start: Instant) -> u8 
             api: None,
             options: RunOptions {
                 boot_timing,
-                start,
-                wait: false,
-                cold,
-                load: None,
-                save_when_ready: None,
-                log: None,
-                identity: Some(entry.identity()),
+                ..options(&entry, start)
             },
         };
         let code = foreground::execute(session, Some(&tenure), |_| ());

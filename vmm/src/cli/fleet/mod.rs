@@ -13,6 +13,8 @@ pub(super) use managed::{run_managed, run_registered};
 pub(super) use show::{events, inspect, logs, ps};
 pub(super) use snapshot::{fork, restore, snapshot};
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Value, json};
 
 use super::say::{complain, print};
@@ -23,6 +25,11 @@ use args::{StateDir, VmsArgs};
 /// The VMs of a state directory.
 fn open(state: StateDir) -> Result<Fleet, FleetError> {
     Fleet::open(state.state_dir)
+}
+
+/// The caller's folder is not the VM's.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Says what is wrong. Returns the exit code.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::super::say::print;
 use super::args::{ForkArgs, RestoreArgs, SaveArgs};
-use super::{code, open, print_json, refuse, tell};
+use super::{absolute, code, open, print_json, refuse, tell};
 use crate::fleet::fork::{self, Base, Clones};
 use crate::fleet::launch::{self, Launch};
 use crate::fleet::{Entry, Fleet, FleetError, NewVm, drive};
@@ -33,11 +33,6 @@ pub(in super::super) fn snapshot(args: SaveArgs) -> u8 {
     }))
 }
 
-/// The caller's folder is not the VM's.
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
 fn default_directory(fleet: &Fleet, entry: &Entry) -> Result<PathBuf, FleetError> {
     use std::os::unix::fs::DirBuilderExt;
     let folder = fleet.root().join("snapshots");
@@ -54,7 +49,7 @@ fn default_directory(fleet: &Fleet, entry: &Entry) -> Result<PathBuf, FleetError
 
 /// `berth restore`: a VM that goes on from a snapshot, in the background.
 pub(in super::super) fn restore(args: RestoreArgs) -> u8 {
-    let json = args.json;
+    let json = args.go_on.json;
     match start_restored(args) {
         Ok(entry) => tell(&[Ok(entry)], json),
         Err(error) => refuse(&error),
@@ -62,20 +57,21 @@ pub(in super::super) fn restore(args: RestoreArgs) -> u8 {
 }
 
 fn start_restored(args: RestoreArgs) -> Result<Entry, FleetError> {
-    let fleet = open(args.state)?;
+    let manner = args.go_on.manner();
+    let fleet = open(args.go_on.state)?;
     let directory = absolute(&args.dir);
     let mut spec = fork::saved_spec(&directory)?;
     replace("disk", &mut spec.disks, args.disk)?;
     replace("net", &mut spec.nets, args.net)?;
-    spec.timeout = args.timeout;
+    spec.timeout = args.go_on.timeout;
     spec.take_paths_from(&absolute(Path::new(".")));
     let entry = fleet.create(&NewVm {
         name: args.name.as_deref(),
         spec,
-        log_level: args.log_level.as_ref().map(ToString::to_string),
+        manner,
         restore: Some(directory),
         bases: Vec::new(),
-        remove: args.rm,
+        remove: args.go_on.rm,
         durable: true,
     })?;
     let started = launch::begin(&fleet, &entry).and_then(Launch::finish);
@@ -106,7 +102,7 @@ fn replace<T>(field: &str, saved: &mut Vec<T>, given: Vec<T>) -> Result<(), Flee
 
 /// `berth fork`: many VMs that go on from one point, in the background.
 pub(in super::super) fn fork(args: ForkArgs) -> u8 {
-    let json = args.json;
+    let json = args.go_on.json;
     match start_clones(args) {
         Ok(started) => tell(&started, json),
         Err(error) => refuse(&error),
@@ -114,7 +110,8 @@ pub(in super::super) fn fork(args: ForkArgs) -> u8 {
 }
 
 fn start_clones(args: ForkArgs) -> Result<Vec<Result<Entry, FleetError>>, FleetError> {
-    let fleet = open(args.state)?;
+    let manner = args.go_on.manner();
+    let fleet = open(args.go_on.state)?;
     let directory = absolute(Path::new(&args.vm));
     let is_snapshot = args.vm.contains('/') && directory.join(DESCRIPTION).exists();
     let found = if is_snapshot {
@@ -138,7 +135,9 @@ fn start_clones(args: ForkArgs) -> Result<Vec<Result<Entry, FleetError>>, FleetE
         prefix,
         count: args.count,
         taps: args.tap,
-        remove: args.rm,
+        timeout: args.go_on.timeout,
+        manner,
+        remove: args.go_on.rm,
     };
     let made = match base.clone_vms(&fleet, &clones) {
         Ok(made) => made,

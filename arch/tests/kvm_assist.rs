@@ -7,6 +7,7 @@ mod guest;
 
 use guest::{DATA, Guest, KERNEL, Label, USER_PAGES};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// The same guest twice: its kernel run by KVM, and, where KVM interprets it, interpreted by the assist.
 fn guests(cpus: u64) -> impl Iterator<Item = Guest> {
@@ -79,6 +80,43 @@ fn system_calls_from_ring_3_return_with_every_register_as_documented() {
         assert_eq!(guest.word(DATA + 0x68) & 0x201, 0, "FMASK was applied");
         if let Some(assist) = &guest.cpus[0].assist {
             assert_eq!(assist.counts().system_calls, 1002, "{}", assist.counts());
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_that_kvm_once_delivered_is_not_delivered_again() {
+    const LONG_AGO: usize = 0x30;
+    for mut guest in guests(1) {
+        let cpu = &mut guest.cpus[0];
+        cpu.in_ring3(Label::Calls, 0, 10);
+        if let Some(assist) = &mut cpu.assist {
+            assist.before_run(&mut cpu.vcpu).unwrap();
+        }
+        cpu.vcpu.sync_regs_mut().sregs.interrupt_bitmap[0] = 1 << LONG_AGO;
+        assert_eq!(cpu.run(), 0);
+    }
+}
+
+#[test]
+fn kicks_at_any_moment_lose_no_system_call() {
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    const CALLS: u64 = 5000;
+    let signal = SIGRTMIN();
+    register_signal_handler(signal, nothing).unwrap();
+    for mut guest in guests(1) {
+        let mut cpu = guest.cpus.remove(0);
+        cpu.in_ring3(Label::Calls, 0, CALLS);
+        let vcpu = std::thread::spawn(move || (cpu.run(), cpu));
+        while !vcpu.is_finished() {
+            vcpu.kill(signal).unwrap();
+            std::thread::yield_now();
+        }
+        let (end, cpu) = vcpu.join().unwrap();
+        assert_eq!(end, 0);
+        assert_eq!(guest.word(DATA + 0x48), CALLS + 2, "calls that the kernel saw");
+        if let Some(assist) = &cpu.assist {
+            assert_eq!(assist.counts().system_calls, CALLS + 2, "{}", assist.counts());
         }
     }
 }

@@ -23,8 +23,11 @@ pub mod guests;
 pub mod invocation;
 pub mod memory;
 pub mod netns;
+mod noise;
 mod outcome;
 pub mod program;
 pub mod served;
 pub mod soak;
 pub mod tools;
+
+pub use noise::noise;

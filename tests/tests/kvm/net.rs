@@ -5,21 +5,10 @@ use std::net::TcpListener;
 
 use berth_tests::invocation::script;
 use berth_tests::netns::Netns;
+use berth_tests::noise;
 use berth_tests::tools;
 
 const MIB: usize = 1 << 20;
-
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    })
-    .take(len)
-    .collect()
-}
 
 #[test]
 fn pings_and_a_tcp_transfer_pass_both_ways_unchanged() {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use berth_tests::guests;
 use berth_tests::invocation::{Invocation, Running, run, script};
+use berth_tests::noise;
 use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
@@ -46,18 +47,6 @@ impl Place {
             .arg("--vsock")
             .arg(format!("cid=42,path={}", self.path("v").display()))
     }
-}
-
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    })
-    .take(len)
-    .collect()
 }
 
 /// A host program that gives back what comes over `count` connections, all at once.
@@ -103,9 +92,6 @@ fn line(stream: &mut UnixStream) -> String {
     }
 }
 
-/// How often at most something else is done while data pass.
-const MEANWHILE: usize = 24;
-
 /// Sends `data` and compares what comes back, up to both ends.
 fn exchange(stream: &UnixStream, data: &[u8], mut meanwhile: impl FnMut()) {
     thread::scope(|scope| {
@@ -120,10 +106,7 @@ fn exchange(stream: &UnixStream, data: &[u8], mut meanwhile: impl FnMut()) {
             stream.read_to_end(&mut back).unwrap();
             back
         });
-        for _ in 0..MEANWHILE {
-            if reader.is_finished() {
-                break;
-            }
+        while !reader.is_finished() {
             meanwhile();
         }
         let back = reader.join().unwrap();

@@ -125,6 +125,9 @@ impl VcpuAssist {
             let sync = vcpu.sync_regs_mut();
             (sync.regs, sync.sregs, sync.events) = (regs, sregs, events);
         }
+        // KVM adds the interrupt that it is delivering to this set and takes none away; given back, a vector of long ago would be
+        // delivered again, interrupts enabled or not. What is under way KVM keeps by itself.
+        vcpu.sync_regs_mut().sregs.interrupt_bitmap = [0; 4];
         if self.interpreting && self.interpret(vcpu)? {
             return self.step(vcpu);
         }
@@ -136,6 +139,10 @@ impl VcpuAssist {
 
     /// Interprets ring 0 from where it stands. Returns whether KVM is to do a single instruction now.
     fn interpret(&mut self, vcpu: &mut VcpuFd) -> Result<bool, AssistError> {
+        // By a breakpoint, or by a kick that came between the fault and the handler's first instruction.
+        if self.handler == Some(vcpu.sync_regs_mut().regs.rip) {
+            self.on_page_fault(vcpu)?;
+        }
         let sync = vcpu.sync_regs_mut();
         let events = &sync.events;
         let delivering = events.exception.injected
@@ -203,7 +210,7 @@ impl VcpuAssist {
         };
         let rip = vcpu.sync_regs_mut().regs.rip;
         if self.debug == DebugState::Stepping && self.interpreting {
-            if self.follows_page_fault(vcpu, rip) {
+            if self.handler != Some(rip) && self.follows_page_fault(vcpu, rip) {
                 return self.on_page_fault(vcpu);
             }
             if dr6 & DR6_STEP != 0 {
@@ -217,7 +224,12 @@ impl VcpuAssist {
                 return Ok(());
             }
         } else if self.debug == DebugState::Armed(rip) && dr6 & DR6_STEP == 0 {
-            return self.on_page_fault(vcpu);
+            // While interpreting, the look at each entry finds it.
+            return if self.interpreting {
+                Ok(())
+            } else {
+                self.on_page_fault(vcpu)
+            };
         } else if self.common == Some(rip) && dr6 & DR6_STEP == 0 {
             return Ok(());
         }

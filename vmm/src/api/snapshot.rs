@@ -11,7 +11,7 @@ use super::types::{
 };
 use crate::machine::{LoadRequest, MachineError, MachineState, Overrides};
 use crate::snapshot::{Found, SnapshotKind, SnapshotRequest, SnapshotTarget};
-use crate::spec::SerialSpec;
+use crate::spec::{NetSpec, SerialSpec};
 
 /// `PUT /snapshot/create`
 pub(crate) fn create(scene: &mut Scene<'_>, _: &str, params: SnapshotCreateParams) -> Result<(), ApiError> {
@@ -62,14 +62,14 @@ pub(crate) fn load(scene: &mut Scene<'_>, _: &str, params: SnapshotLoadParams) -
         },
     };
     let state = params.snapshot_path;
-    let taps = taps(&state, &memory, &params.network_overrides)?;
+    let nets = nets(&state, &memory, &params.network_overrides)?;
     let own = scene.machine.spec().serial.clone();
     let request = LoadRequest {
         from: SnapshotTarget::Files { state, memory },
         resume: params.resume_vm,
         overrides: Overrides {
             serial: Some(own).filter(|serial| *serial != SerialSpec::Stdio),
-            taps,
+            nets,
             vsock: params.vsock_override.map(|vsock| vsock.uds_path),
             keep_clock: params.clock_realtime == Some(false),
             ..Overrides::default()
@@ -82,31 +82,30 @@ pub(crate) fn load(scene: &mut Scene<'_>, _: &str, params: SnapshotLoadParams) -
     Ok(())
 }
 
-/// The taps of a saved machine with those that are to be others; none if none is.
-fn taps(
+/// The network interfaces of a saved machine with those taps that are to be others; none if none is.
+fn nets(
     state: &std::path::Path,
     memory: &std::path::Path,
     overrides: &[NetworkOverride],
-) -> Result<Vec<String>, ApiError> {
+) -> Result<Vec<NetSpec>, ApiError> {
     if overrides.is_empty() {
         return Ok(Vec::new());
     }
     let found = Found::open_files(state, memory).map_err(MachineError::from)?;
-    let nets = &found.body.spec.nets;
-    let mut taps: Vec<_> = nets.iter().map(|net| net.tap.clone()).collect();
+    let mut nets = found.body.spec.nets;
     for other in overrides {
-        let at = nets
-            .iter()
-            .position(|net| net.id.as_ref() == Some(&other.iface_id));
-        let Some(at) = at else {
+        let net = nets
+            .iter_mut()
+            .find(|net| net.id.as_ref() == Some(&other.iface_id));
+        let Some(net) = net else {
             return Err(ApiError::bad(format!(
                 "network_overrides: the snapshot has no network interface {:?}.",
                 other.iface_id
             )));
         };
-        taps[at].clone_from(&other.host_dev_name);
+        net.tap.clone_from(&other.host_dev_name);
     }
-    Ok(taps)
+    Ok(nets)
 }
 
 /// `POST /berth/v1/snapshot`

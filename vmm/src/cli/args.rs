@@ -184,9 +184,10 @@ pub struct RunArgs {
 
     /// A network interface on a tap of the host; repeatable
     ///
-    /// The tap must exist: ip tuntap add tap0 mode tap user $USER. Without a mac Berth makes one.
+    /// The tap must exist: ip tuntap add tap0 mode tap user $USER. With `create`, one that does not is made, which takes root's
+    /// rights, and goes with the VM. Without a mac Berth makes one.
     /// `bandwidth` and `ops` limit bytes and frames a second, either way.
-    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
+    #[arg(long, value_name = "tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
     pub net: Vec<NetSpec>,
 
     /// Sockets between guest and host
@@ -334,9 +335,10 @@ pub struct RunArgs {
     /// Go on from the snapshot in this directory instead of booting
     ///
     /// What the machine is comes from the snapshot. --serial and --timeout apply; --disk and --net say where its disks and network
-    /// interfaces lead now, all of them, in their order, and --vsock where its vsock does and what its CID is.
+    /// interfaces lead now, all of them, in their order, --console the same for the ports of its console, and --vsock where its vsock
+    /// does and what its CID is.
     #[arg(long, value_name = "DIR", help_heading = "Snapshot",
-        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "cmdline_base", "balloon", "console", "rng", "assist", "cold", "api_only", "dry_run", "command", "name", "detach"])]
+        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "cmdline_base", "balloon", "rng", "assist", "cold", "api_only", "dry_run", "command", "name", "detach"])]
     pub restore: Option<PathBuf>,
 
     /// With --restore: read all of the memory first and compare its checksums

@@ -68,7 +68,8 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
             overrides: Overrides {
                 serial: args.serial.clone(),
                 timeout: args.timeout,
-                taps: args.net.iter().map(|net| net.tap.clone()).collect(),
+                nets: args.net.clone(),
+                consoles: args.console.clone(),
                 disks: args.disk.iter().map(|disk| disk.path.clone()).collect(),
                 overlays: args.disk.iter().map(|disk| disk.overlay.clone()).collect(),
                 vsock: args.vsock.as_ref().map(|vsock| vsock.path.clone()),

@@ -152,7 +152,7 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--net", "mac=x"],
-            "net: \"mac=x\" names no tap; write it as tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
+            "net: \"mac=x\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--serial", "stdout"],
@@ -314,7 +314,8 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .mac
             .as_ref()
             .map_or_else(String::new, |mac| format!(",mac={mac}"));
-        words.push(format!("--net=tap={}{mac}", net.tap));
+        let create = if net.create { ",create" } else { "" };
+        words.push(format!("--net=tap={}{create}{mac}", net.tap));
     }
     if let Some(vsock) = &spec.vsock {
         let path = vsock.path.to_str()?.replace(',', ",,");

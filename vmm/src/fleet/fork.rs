@@ -6,6 +6,7 @@
 //! removed.
 
 use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -153,8 +154,18 @@ impl Base {
         let home = fleet.vms().join(&name);
         let mut spec = self.spec.clone();
         spec.timeout = clones.timeout;
-        for (net, tap) in spec.nets.iter_mut().zip(&clones.taps) {
+        for (index, (net, tap)) in spec.nets.iter_mut().zip(&clones.taps).enumerate() {
             net.tap = tap.replace("{}", &number.to_string());
+            net.create = true;
+            net.mac = Some(mac(fleet.root(), &name, index));
+        }
+        for (index, port) in spec.consoles.iter_mut().enumerate() {
+            if port.socket.is_some() {
+                port.socket = Some(home.join(format!("port{}.sock", index + 1)));
+            }
+            if port.file.is_some() {
+                port.file = Some(home.join(format!("port{}.log", index + 1)));
+            }
         }
         if let Some(vsock) = &mut spec.vsock {
             vsock.path = home.join("vsock.sock");
@@ -275,6 +286,15 @@ fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
         })
     };
     spec.disks.iter().enumerate().map(freeze_one).collect()
+}
+
+/// The hardware address of a clone's network interface: the same for the same name in the same state directory, and locally
+/// administered.
+fn mac(root: &Path, name: &str, index: usize) -> String {
+    let mut hasher = DefaultHasher::new();
+    (root, name, index).hash(&mut hasher);
+    let [first, second, third, fourth, fifth, ..] = hasher.finish().to_le_bytes();
+    format!("02:{first:02x}:{second:02x}:{third:02x}:{fourth:02x}:{fifth:02x}")
 }
 
 fn image_name(index: usize) -> String {

@@ -13,7 +13,7 @@ use crate::guest::Streams;
 use crate::snapshot::{
     self, Found, HostFacts, SnapshotError, SnapshotReport, SnapshotRequest, SnapshotTarget,
 };
-use crate::spec::{self, Limits, SerialSpec, VmSpec};
+use crate::spec::{self, ConsoleSpec, Limits, NetSpec, SerialSpec, VmSpec};
 use crate::vm::{self, Built, Saved, SavedMemory};
 
 /// A snapshot to go on from.
@@ -38,8 +38,10 @@ pub struct Overrides {
     pub serial: Option<SerialSpec>,
     /// The time limit in seconds, counted from the restore.
     pub timeout: Option<u64>,
-    /// The taps of the network interfaces, in their order.
-    pub taps: Vec<String>,
+    /// The network interfaces, in their order: the tap, and what else is given.
+    pub nets: Vec<NetSpec>,
+    /// Where the ports of the console lead, in their order; the names stay.
+    pub consoles: Vec<ConsoleSpec>,
     /// The files of the disks, in their order; each must hold what the guest's disk held.
     pub disks: Vec<PathBuf>,
     /// The Unix socket of its vsock.
@@ -135,16 +137,26 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
     if let Some(command) = &overrides.command {
         spec.command.clone_from(command);
     }
-    if !overrides.taps.is_empty() {
-        let (given, has) = (overrides.taps.len(), spec.nets.len());
+    if !overrides.nets.is_empty() {
+        let (given, has) = (overrides.nets.len(), spec.nets.len());
         if given != has {
             return Err(unfit(format!(
                 "it has {has} network interfaces, but {given} taps are given"
             ))
             .into());
         }
-        for (net, tap) in spec.nets.iter_mut().zip(&overrides.taps) {
-            net.tap.clone_from(tap);
+        for (net, other) in spec.nets.iter_mut().zip(&overrides.nets) {
+            lead_to(net, other);
+        }
+    }
+    if !overrides.consoles.is_empty() {
+        let (given, has) = (overrides.consoles.len(), spec.consoles.len());
+        if given != has {
+            return Err(unfit(format!("its console has {has} ports, but {given} are given")).into());
+        }
+        for (port, other) in spec.consoles.iter_mut().zip(&overrides.consoles) {
+            port.socket.clone_from(&other.socket);
+            port.file.clone_from(&other.file);
         }
     }
     if !overrides.disks.is_empty() {
@@ -170,6 +182,23 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
         vsock.cid = overrides.cid.unwrap_or(vsock.cid);
     }
     Ok(spec)
+}
+
+/// Has a saved network interface lead to another's tap, with what else is given of it.
+fn lead_to(net: &mut NetSpec, other: &NetSpec) {
+    net.tap.clone_from(&other.tap);
+    net.create = other.create;
+    for (own, given) in [
+        (&mut net.rx_rate_limit, &other.rx_rate_limit),
+        (&mut net.tx_rate_limit, &other.tx_rate_limit),
+    ] {
+        if given.is_some() {
+            own.clone_from(given);
+        }
+    }
+    if other.mac.is_some() {
+        net.mac.clone_from(&other.mac);
+    }
 }
 
 /// Whether a machine can be made of the snapshot on this host, as far as that shows before it is tried.

@@ -192,9 +192,12 @@ pub struct NetSpec {
     /// What the API calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Name of the host's tap interface, which must exist.
+    /// Name of the host's tap interface, which must exist if it is not to be made.
     #[schemars(length(min = 1, max = 15))]
     pub tap: String,
+    /// Whether a tap that does not exist is made and brought up. It goes with the VM.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub create: bool,
     /// The guest's hardware address, as `02:00:00:00:00:01`; without it Berth makes one.
     #[serde(default)]
     pub mac: Option<String>,

@@ -56,7 +56,7 @@ pub enum OptionError {
 }
 
 const DISK_FORM: &str = "PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]";
-const NET_FORM: &str = "tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]";
+const NET_FORM: &str = "tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]";
 const SERIAL_FORM: &str = "stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER";
 
 impl DiskSpec {
@@ -104,9 +104,10 @@ impl DiskSpec {
 }
 
 impl NetSpec {
-    /// Reads `tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]`; the limits hold for either direction.
+    /// Reads `tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]`; the limits hold for either direction.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
         let (mut tap, mut mac, mut limit) = (None, None, FlagLimit::default());
+        let mut create = false;
         for part in split(text) {
             let (key, value) = key_value(&part);
             if limit.take(key, value)? {
@@ -115,6 +116,8 @@ impl NetSpec {
             match (key, value) {
                 (b"tap", Some(value)) => set(&mut tap, value, "tap")?,
                 (b"mac", Some(value)) => set(&mut mac, value, "mac")?,
+                (b"create", None) if create => return Err(OptionError::Twice("create")),
+                (b"create", None) => create = true,
                 (b"", None) => {}
                 _ => {
                     return Err(OptionError::Unknown {
@@ -133,6 +136,7 @@ impl NetSpec {
         Ok(Self {
             id: None,
             tap: tap.ok_or_else(missing)?,
+            create,
             mac,
             rx_rate_limit: limit.clone(),
             tx_rate_limit: limit,
@@ -237,10 +241,13 @@ mod tests {
     fn taps_with_an_address() {
         assert_eq!(NetSpec::from_option("tap=tap0".as_ref()), Ok(net("tap0", None)));
         let text = "mac=02:00:00:00:00:01,tap=tap0";
-        assert_eq!(
-            NetSpec::from_option(text.as_ref()),
-            Ok(net("tap0", Some("02:00:00:00:00:01")))
-        );
+        let named = net("tap0", Some("02:00:00:00:00:01"));
+        assert_eq!(NetSpec::from_option(text.as_ref()), Ok(named.clone()));
+        let made = NetSpec {
+            create: true,
+            ..named
+        };
+        assert_eq!(NetSpec::from_option(format!("{text},create").as_ref()), Ok(made));
     }
 
     #[test]
@@ -320,15 +327,15 @@ mod tests {
             ),
             (
                 net(""),
-                "\"\" names no tap; write it as tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("mac=x"),
-                "\"mac=x\" names no tap; write it as tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"mac=x\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("tap0"),
-                "unknown option \"tap0\"; it takes tap=NAME[,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
+                "unknown option \"tap0\"; it takes tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (
                 serial("stdout"),

@@ -43,13 +43,16 @@ fn disk() -> impl Strategy<Value = DiskSpec> {
 
 fn net() -> impl Strategy<Value = NetSpec> {
     let mac = proptest::option::of("02(:[0-9a-f]{2}){5}");
-    ("[a-z0-9]{1,15}", mac, limit(), limit()).prop_map(|(tap, mac, rx_rate_limit, tx_rate_limit)| NetSpec {
-        id: None,
-        tap,
-        mac,
-        rx_rate_limit,
-        tx_rate_limit,
-    })
+    ("[a-z0-9]{1,15}", any::<bool>(), mac, limit(), limit()).prop_map(
+        |(tap, create, mac, rx_rate_limit, tx_rate_limit)| NetSpec {
+            id: None,
+            tap,
+            create,
+            mac,
+            rx_rate_limit,
+            tx_rate_limit,
+        },
+    )
 }
 
 fn console() -> impl Strategy<Value = ConsoleSpec> {

@@ -72,7 +72,12 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
         handles.disks.push((disk.id.clone(), handle));
     }
     for (number, net) in (1..).zip(&spec.nets) {
-        let tap = Tap::open(&net.tap).map_err(|cause| BuildError::Net { number, cause })?;
+        let tap = if net.create {
+            Tap::open_or_make(&net.tap)
+        } else {
+            Tap::open(&net.tap)
+        };
+        let tap = tap.map_err(|cause| BuildError::Net { number, cause })?;
         let mac = match net.mac_address() {
             Some(mac) => mac,
             None => net::random_mac().map_err(|cause| BuildError::Host {

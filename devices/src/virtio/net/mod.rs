@@ -10,6 +10,9 @@
 //! | link status: bit 0 falls when the backend is gone for good | 6, 7 |
 //! | number of queue pairs: 1 | 8, 9 |
 //! | MTU of the backend | 10, 11 |
+//!
+//! A saved card may go on with another hardware address: the configuration shows it, and the driver hears that it changed. Linux
+//! reads an address only when its driver begins.
 
 #![deny(unsafe_code)]
 
@@ -24,10 +27,10 @@ mod transmit;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
@@ -37,8 +40,10 @@ pub use handle::NetHandle;
 pub use header::{HEADER, Header};
 pub use tap::{Tap, TapError};
 
+use super::config_change::ConfigChange;
 use super::device::{
-    DeviceInterrupt, DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice,
+    DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,
+    VirtioDevice,
 };
 use super::mailbox::{self, Mailbox};
 use super::queue::RING_FEATURES;
@@ -61,6 +66,7 @@ const ADMIT_RECEIVE: u32 = 1;
 const ADMIT_TRANSMIT: u32 = 2;
 /// Event source: a call from the control side.
 const CALL: u32 = 3;
+const STATE_VERSION: u32 = 1;
 /// Smallest MTU that a driver accepts.
 const MIN_MTU: u16 = 68;
 
@@ -70,8 +76,15 @@ pub struct Net {
     config: [u8; CONFIG_LEN],
     receiver: Option<Receiver>,
     transmitter: Option<Transmitter>,
-    interrupt: Option<Arc<dyn DeviceInterrupt>>,
+    change: ConfigChange,
     control: Option<Control>,
+}
+
+/// What is saved.
+#[derive(Serialize, Deserialize)]
+struct State {
+    /// The hardware address that the driver knows.
+    mac: [u8; STATUS],
 }
 
 /// What a card has that can be changed while it runs.
@@ -95,7 +108,7 @@ impl Net {
             config,
             receiver: None,
             transmitter: None,
-            interrupt: None,
+            change: ConfigChange::default(),
             control: None,
         }
     }
@@ -129,9 +142,7 @@ impl Net {
     fn lose_link(&mut self) {
         if self.config[STATUS] != 0 {
             self.config[STATUS] = 0;
-            if let Some(interrupt) = &self.interrupt {
-                interrupt.config_changed();
-            }
+            self.change.announce();
         }
     }
 
@@ -216,12 +227,12 @@ impl VirtioDevice for Net {
             TRANSMIT => self.transmitter = Some(Transmitter::new(index, queue, at)?),
             _ => return Err(StartError::NoSuchQueue { index }),
         }
-        self.interrupt = Some(interrupt);
+        self.change.started(interrupt);
         Ok(())
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
-        match index {
+        let stopped = match index {
             RECEIVE => {
                 if let Some(control) = &mut self.control {
                     control.receive.forget();
@@ -235,7 +246,29 @@ impl VirtioDevice for Net {
                 self.transmitter.take().map(Transmitter::stop)
             }
             _ => None,
+        };
+        if self.receiver.is_none() && self.transmitter.is_none() {
+            self.change.stopped();
         }
+        stopped
+    }
+
+    fn save(&self) -> DeviceState {
+        let mut mac = [0; STATUS];
+        mac.copy_from_slice(&self.config[..STATUS]);
+        DeviceState::new(STATE_VERSION, &State { mac })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        // Version 0 held nothing.
+        if state.version == 0 {
+            return state.read::<()>(0);
+        }
+        let State { mac } = state.read(STATE_VERSION)?;
+        if self.config[..STATUS] != mac {
+            self.change.announce();
+        }
+        Ok(())
     }
 
     fn process_queue(&mut self, index: u16) {

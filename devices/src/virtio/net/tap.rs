@@ -1,7 +1,7 @@
 //! A tap interface of the host as what is behind a network card (Linux `Documentation/networking/tuntap.rst`).
 //!
-//! The interface must exist: who may make one, with which addresses and on which bridge, is the administrator's affair. The
-//! kernel takes and gives frames with virtio's own header, so checksums and segmentation stay undone between guests.
+//! The interface must exist, unless it is asked for otherwise: who may make one, with which addresses and on which bridge, is the
+//! administrator's affair. The kernel takes and gives frames with virtio's own header, so checksums and segmentation stay undone between guests.
 
 #![allow(unsafe_code)]
 
@@ -49,6 +49,14 @@ pub enum TapError {
         "tap {name} does not exist; make it with: ip tuntap add {name} mode tap && ip link set {name} up"
     )]
     Missing {
+        /// The interface.
+        name: String,
+    },
+    /// There is no such interface, and no right to make it.
+    #[error(
+        "tap {name} does not exist, and there is no right to make it; run as root, or make it with: ip tuntap add {name} mode tap user $USER && ip link set {name} up"
+    )]
+    MakeRights {
         /// The interface.
         name: String,
     },
@@ -100,14 +108,38 @@ impl Tap {
     /// Opens the interface `name` for one card.
     pub fn open(name: &str) -> Result<Self, TapError> {
         let interface = Interface::find(name)?;
-        let tun = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(DEVICE)
-            .map_err(|cause| interface.device_error(cause))?;
-        let fd = OwnedFd::from(tun);
+        let fd = interface.device()?;
         interface.attach(&fd)?;
+        Self::attached(&interface, fd)
+    }
+
+    /// The same; an interface that does not exist is made, brought up, and gone with the card.
+    pub fn open_or_make(name: &str) -> Result<Self, TapError> {
+        match Self::open(name) {
+            Err(TapError::Missing { .. }) => {}
+            result => return result,
+        }
+        let interface = Interface::named(name)?;
+        let fd = interface.device()?;
+        let plain = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        interface
+            .set_interface(&fd, plain)
+            .and_then(|()| interface.bring_up())
+            .map_err(|cause| match Errno::from_io_error(&cause) {
+                Some(Errno::PERM | Errno::ACCESS) => TapError::MakeRights {
+                    name: interface.name(),
+                },
+                // Somebody else was faster.
+                Some(Errno::BUSY) => TapError::Busy {
+                    name: interface.name(),
+                },
+                _ => interface.host("making it (TUNSETIFF)", cause),
+            })?;
+        Self::attached(&interface, fd)
+    }
+
+    /// The interface whose descriptor `fd` is.
+    fn attached(interface: &Interface<'_>, fd: OwnedFd) -> Result<Self, TapError> {
         let length = HEADER as c_int;
         // SAFETY: TUNSETVNETHDRSZ reads an int.
         unsafe { ioctl(&fd, libc::TUNSETVNETHDRSZ, &mut { length }) }
@@ -191,6 +223,16 @@ struct Interface<'a> {
 
 impl<'a> Interface<'a> {
     fn find(name: &'a str) -> Result<Self, TapError> {
+        let interface = Self::named(name)?;
+        match interface.ask(libc::SIOCGIFFLAGS) {
+            Ok(_) => Ok(interface),
+            Err(cause) if Errno::from_io_error(&cause) == Some(Errno::NODEV) => Err(interface.missing()),
+            Err(cause) => Err(interface.host("looking it up (SIOCGIFFLAGS)", cause)),
+        }
+    }
+
+    /// One that may exist.
+    fn named(name: &'a str) -> Result<Self, TapError> {
         if let Some(why) = name_fault(name) {
             let name = name.to_owned();
             return Err(TapError::Name { name, why });
@@ -203,12 +245,27 @@ impl<'a> Interface<'a> {
                 cause: cause.into(),
             }
         })?;
-        let interface = Self { name, socket };
-        match interface.ask(libc::SIOCGIFFLAGS) {
-            Ok(_) => Ok(interface),
-            Err(cause) if Errno::from_io_error(&cause) == Some(Errno::NODEV) => Err(interface.missing()),
-            Err(cause) => Err(interface.host("looking it up (SIOCGIFFLAGS)", cause)),
-        }
+        Ok(Self { name, socket })
+    }
+
+    /// A descriptor that is no interface's yet.
+    fn device(&self) -> Result<OwnedFd, TapError> {
+        let tun = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(DEVICE)
+            .map_err(|cause| self.device_error(cause))?;
+        Ok(OwnedFd::from(tun))
+    }
+
+    /// Lets frames pass.
+    fn bring_up(&self) -> io::Result<()> {
+        let mut request = self.ask(libc::SIOCGIFFLAGS)?;
+        // SAFETY: SIOCGIFFLAGS has filled in the flags, and these are integers.
+        unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+        // SAFETY: SIOCSIFFLAGS reads an ifreq.
+        unsafe { ioctl(&self.socket, libc::SIOCSIFFLAGS, &mut request) }
     }
 
     /// Makes `fd` the interface's. TUNSETIFF makes an interface that does not exist, but we have just seen it; should it have

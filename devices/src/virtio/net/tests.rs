@@ -262,6 +262,27 @@ fn the_configuration_shows_address_link_and_mtu() {
 }
 
 #[test]
+fn a_saved_card_that_goes_on_with_another_address_says_that_it_changed() {
+    const CONFIG_CHANGE: u32 = 2;
+    let (saved, ..) = machine(MERGEABLE);
+    saved.transport.pause();
+    let state = saved.transport.save().unwrap();
+    for (mac, change) in [(MAC, 0), ([2, 0, 0, 0, 0, 9], CONFIG_CHANGE)] {
+        let (mut net, _end) = card();
+        net.config[..6].copy_from_slice(&mac);
+        let other = Machine::with_memory(Box::new(net), saved.memory.clone());
+        other.transport.restore(&state).unwrap();
+        other.transport.resume();
+        assert_eq!(other.read(0x104) as u16, u16::from_le_bytes([mac[4], mac[5]]));
+        assert_eq!(other.acknowledge() & CONFIG_CHANGE, change, "{mac:?}");
+    }
+    card()
+        .0
+        .restore(&DeviceState::none())
+        .expect("what was saved before addresses were");
+}
+
+#[test]
 fn a_frame_goes_into_one_buffer_and_says_so() {
     for features in [VERSION_1, MERGEABLE, LONG] {
         let (machine, mut receive, _, end) = machine(features);

@@ -8,7 +8,7 @@ use clap::Args;
 use super::super::args::option;
 use crate::fleet::Manner;
 use crate::logging::Filter;
-use crate::spec::{DiskSpec, NetSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetSpec, VsockSpec};
 
 /// Where the VMs are.
 #[derive(Debug, Default, Clone, Args)]
@@ -156,8 +156,14 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "PATH[,ro][,overlay=FILE][,serial=NAME]", value_parser = option(DiskSpec::from_option))]
     pub disk: Vec<DiskSpec>,
     /// Where a network interface leads now, as berth run takes it; all of them, in their order, or none
-    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS]", value_parser = option(NetSpec::from_option))]
+    #[arg(long, value_name = "tap=NAME[,create][,mac=ADDRESS]", value_parser = option(NetSpec::from_option))]
     pub net: Vec<NetSpec>,
+    /// Where a port of its console leads now, as berth run takes it; all of them, in their order, or none
+    #[arg(long, value_name = "socket=PATH|file=PATH|null", value_parser = option(ConsoleSpec::from_option))]
+    pub console: Vec<ConsoleSpec>,
+    /// Where its vsock leads now, and its CID, as berth run takes them
+    #[arg(long, value_name = "[cid=NUMBER,]path=PATH", value_parser = option(VsockSpec::from_option))]
+    pub vsock: Option<VsockSpec>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub go_on: GoOnArgs,
@@ -205,7 +211,7 @@ pub struct ForkArgs {
     /// What their names begin with; a dash and a number follow [default: the VM's name]
     #[arg(long, value_name = "PREFIX")]
     pub name: Option<String>,
-    /// The tap of a network interface, with {} for the clone's number; once for each interface
+    /// The tap of a network interface, with {} for the clone's number; once for each interface. One that does not exist is made
     #[arg(long, value_name = "PATTERN")]
     pub tap: Vec<String>,
     #[command(flatten)]

@@ -117,7 +117,8 @@ fn load(entry: &Entry, spec: &VmSpec) -> Option<LoadRequest> {
         overrides: Overrides {
             serial: Some(spec.serial.clone()),
             timeout: spec.timeout,
-            taps: spec.nets.iter().map(|net| net.tap.clone()).collect(),
+            nets: spec.nets.clone(),
+            consoles: spec.consoles.clone(),
             disks: spec.disks.iter().map(|disk| disk.path.clone()).collect(),
             overlays: spec.disks.iter().map(|disk| disk.overlay.clone()).collect(),
             vsock: spec.vsock.as_ref().map(|vsock| vsock.path.clone()),

@@ -63,6 +63,10 @@ fn start_restored(args: RestoreArgs) -> Result<Entry, FleetError> {
     let mut spec = fork::saved_spec(&directory)?;
     replace("disk", &mut spec.disks, args.disk)?;
     replace("net", &mut spec.nets, args.net)?;
+    replace("console", &mut spec.consoles, args.console)?;
+    let mut vsock = spec.vsock.take().into_iter().collect();
+    replace("vsock", &mut vsock, args.vsock.into_iter().collect())?;
+    spec.vsock = vsock.pop();
     spec.timeout = args.go_on.timeout;
     spec.take_paths_from(&absolute(Path::new(".")));
     let entry = fleet.create(&NewVm {

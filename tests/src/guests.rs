@@ -17,6 +17,11 @@ pub fn byte() -> &'static Path {
     Path::new(concat!(env!("OUT_DIR"), "/byte"))
 }
 
+/// The I/O bench guest (`guests/io`): drives virtio devices as its command line says, see `docs/performance.md`. Both entries.
+pub fn io() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/io-guest"))
+}
+
 /// A program for Linux (`guests/vectors.c`): whether two processes keep their vector registers.
 pub fn vectors() -> &'static Path {
     Path::new(concat!(env!("OUT_DIR"), "/vectors"))

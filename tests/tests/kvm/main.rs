@@ -19,6 +19,7 @@ mod fleet;
 mod formats;
 mod hostile;
 mod init;
+mod io_guest;
 mod linux;
 mod net;
 mod shipped;

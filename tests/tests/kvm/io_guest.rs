@@ -1,0 +1,113 @@
+//! The I/O bench guest under Berth: it enters both ways, drives devices in every way it knows, and what it reads is what was written.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use berth_tests::guests;
+use berth_tests::invocation::run;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const EVENT_IDX: u64 = 1 << 29;
+const INDIRECT_DESC: u64 = 1 << 28;
+
+/// An empty disk of 8 MiB.
+fn disk() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    File::create(&path).unwrap().set_len(8 << 20).unwrap();
+    (folder, path)
+}
+
+/// The line that the guest prints for these words with this disk, and its status.
+#[track_caller]
+fn line(entry: &str, words: &str, code: i32) -> Value {
+    let (_folder, path) = disk();
+    let outcome = run(["--memory", "128M", "--entry", entry, "--kernel"])
+        .arg(guests::io())
+        .args(["--disk", path.to_str().unwrap(), "--cmdline", words])
+        .finish();
+    outcome.expect_code(code);
+    serde_json::from_str(outcome.out().trim_end()).unwrap_or_else(|error| panic!("{error}: {outcome}"))
+}
+
+#[track_caller]
+fn results(words: &str) -> Value {
+    line("auto", &format!("bench=blk tsc_khz=1000000 {words}"), 0)
+}
+
+#[test]
+fn both_entries_lead_to_the_same_work() {
+    for entry in ["linux64", "pvh"] {
+        let results = line(entry, "bench=blk op=seqread count=20 bs=512", 0);
+        assert_eq!(results["operations"], 20, "{entry}: {results}");
+        assert_eq!(results["bytes"], 20 * 512, "{entry}: {results}");
+    }
+}
+
+#[test]
+fn every_block_operation_does_as_many_as_asked_and_finds_what_was_written() {
+    for (op, bs, depth) in [
+        ("randread", "4K", 4),
+        ("randwrite", "4K", 16),
+        ("randrw", "512", 128),
+        ("seqread", "128K", 2),
+        ("seqwrite", "1M", 3),
+    ] {
+        let results = results(&format!("op={op} bs={bs} depth={depth} count=150 verify=1"));
+        assert_eq!(results["operations"], 150, "{results}");
+        assert_eq!(results["depth"], depth, "{results}");
+        assert!(results["verified"].as_u64().unwrap() > 0, "{results}");
+    }
+    for op in ["flush", "id"] {
+        assert_eq!(results(&format!("op={op} count=20"))["operations"], 20);
+    }
+}
+
+#[test]
+fn completions_come_by_interrupt_as_well() {
+    let results = results("op=randrw depth=4 count=100 verify=1 wait=irq");
+    assert_eq!(results["operations"], 100, "{results}");
+    assert_eq!(results["wait"], "irq", "{results}");
+}
+
+#[test]
+fn features_of_the_ring_are_taken_only_as_asked() {
+    for (event_idx, indirect) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let words = format!("op=randrw depth=8 count=50 verify=1 event_idx={event_idx} indirect={indirect}");
+        let results = results(&words);
+        let features = results["features"].as_u64().unwrap();
+        let expected = (EVENT_IDX * event_idx) | (INDIRECT_DESC * indirect);
+        assert_eq!(features & (EVENT_IDX | INDIRECT_DESC), expected, "{results}");
+        assert_eq!(results["operations"], 50, "{results}");
+    }
+}
+
+#[test]
+fn a_disk_with_what_the_guest_did_not_write_is_told() {
+    let (_folder, path) = disk();
+    std::fs::write(&path, vec![7; 8 << 20]).unwrap();
+    let outcome = run(["--memory", "64M", "--kernel"])
+        .arg(guests::io())
+        .args(["--disk", path.to_str().unwrap()])
+        .args(["--cmdline", "bench=blk op=randread verify=1"])
+        .finish();
+    outcome.expect_code(1);
+    assert!(outcome.out().contains("holds what is not its"), "{outcome}");
+}
+
+#[test]
+fn what_cannot_be_is_said_and_ends_the_guest() {
+    for (words, expected) in [
+        ("bench=disk", "bench=disk: it must be blk or net"),
+        (
+            "bench=blk op=tx",
+            "op=tx: it must be an operation of what bench= says",
+        ),
+        ("bench=blk dev=1", "there is no such device"),
+        ("bench=blk bs=1M depth=256", "do not fit in memory"),
+    ] {
+        let error = line("auto", words, 1)["error"].as_str().unwrap().to_owned();
+        assert!(error.contains(expected), "{words}: {error}");
+    }
+}

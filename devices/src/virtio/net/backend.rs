@@ -1,10 +1,13 @@
 //! What stands behind a network device: something that frames go to and come from.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
-use super::header::Header;
+use super::header::{HEADER, Header};
 use crate::virtio::queue::{Datagram, GuestIo};
+
+/// The most bytes of a frame that are sent from a copy.
+pub const BEGIN_MAX: usize = 64;
 
 /// Takes the guest's frames and has frames for it. Each frame has a virtio header of [`HEADER`](super::HEADER) bytes before it.
 pub trait NetBackend: Send {
@@ -27,9 +30,39 @@ pub trait NetBackend: Send {
         to.receive(self.fd(), spill)
     }
 
-    /// Sends one frame, without waiting. [`WouldBlock`](io::ErrorKind::WouldBlock) keeps it for when the descriptor is
-    /// writable; any other error loses it.
-    fn send(&mut self, header: &Header, frame: &mut GuestIo) -> io::Result<()> {
-        frame.send(self.fd(), header.bytes())
+    /// Sends one frame, without waiting: the bytes of `begin`, [`BEGIN_MAX`] at most, then what `frame` holds.
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) keeps it for when the descriptor is writable; any other error loses it.
+    fn send(&mut self, header: &Header, begin: &[u8], frame: &mut GuestIo) -> io::Result<()> {
+        send_frame(self.fd(), header, begin, frame)
     }
+
+    /// A timer after which there may be frames that [`fd`](Self::fd) does not announce.
+    fn timer(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// The timer may be due.
+    fn on_timer(&mut self) {}
+
+    /// Whether a frame may be received whatever [`fd`](Self::fd) says: after one was sent, or by the timer.
+    fn has_frame(&self) -> bool {
+        false
+    }
+}
+
+/// Sends a header, the beginning of a frame and the rest of it as one datagram.
+pub(super) fn send_frame(
+    fd: BorrowedFd<'_>,
+    header: &Header,
+    begin: &[u8],
+    frame: &mut GuestIo,
+) -> io::Result<()> {
+    if begin.is_empty() {
+        return frame.send(fd, header.bytes());
+    }
+    let mut head = [0; HEADER + BEGIN_MAX];
+    let len = HEADER + begin.len();
+    head[..HEADER].copy_from_slice(header.bytes());
+    head[HEADER..len].copy_from_slice(begin);
+    frame.send(fd, &head[..len])
 }

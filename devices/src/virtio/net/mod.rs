@@ -19,6 +19,7 @@
 mod backend;
 mod handle;
 mod header;
+pub mod mmds;
 mod receive;
 mod tap;
 #[cfg(test)]
@@ -35,7 +36,7 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-pub use backend::NetBackend;
+pub use backend::{BEGIN_MAX, NetBackend};
 pub use handle::NetHandle;
 pub use header::{HEADER, Header};
 pub use tap::{Tap, TapError};
@@ -67,6 +68,8 @@ const ADMIT_TRANSMIT: u32 = 2;
 /// Event source: a call from the control side.
 const CALL: u32 = 3;
 const STATE_VERSION: u32 = 1;
+/// Event source: the backend's timer.
+const TIMER: u32 = 4;
 /// Smallest MTU that a driver accepts.
 const MIN_MTU: u16 = 68;
 
@@ -167,6 +170,10 @@ impl Net {
         if let Some(transmitter) = &mut self.transmitter {
             let limiter = self.control.as_mut().map(|control| &mut control.transmit);
             transmitter.run(&mut *self.backend, limiter);
+        }
+        // Some backends answer by themselves.
+        if self.backend.has_frame() {
+            self.receive();
         }
     }
 }
@@ -291,7 +298,8 @@ impl VirtioDevice for Net {
                 control.mailbox.source(CALL),
             ]
         });
-        std::iter::once(backend).chain(control).collect()
+        let timer = self.backend.timer().map(|fd| EventSource { fd, token: TIMER });
+        std::iter::once(backend).chain(timer).chain(control).collect()
     }
 
     fn process_event(&mut self, token: u32) {
@@ -306,6 +314,12 @@ impl VirtioDevice for Net {
                 self.receive();
                 if self.transmitter.as_ref().is_some_and(Transmitter::is_blocked) {
                     self.transmit();
+                }
+            }
+            (TIMER, _) => {
+                self.backend.on_timer();
+                if self.backend.has_frame() {
+                    self.receive();
                 }
             }
             (ADMIT_RECEIVE, _) if admits => self.receive(),

@@ -12,12 +12,15 @@ use virtio_bindings::bindings::virtio_net::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
+use super::backend::send_frame;
 use super::header::LONGEST;
 use super::*;
 use crate::limiter::BucketConfig;
 use crate::virtio::conformance::ring::{Part, Ring};
 use crate::virtio::conformance::{self, BUFFERS, Machine, NEEDS_RESET, Request, Subject, VERSION_1};
 use crate::virtio::queue::{Datagram, GuestIo};
+
+mod mmds;
 
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x2a];
 const MERGEABLE: u64 = VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -46,11 +49,11 @@ impl NetBackend for Cable {
         Ok(())
     }
 
-    fn send(&mut self, header: &Header, frame: &mut GuestIo) -> io::Result<()> {
+    fn send(&mut self, header: &Header, begin: &[u8], frame: &mut GuestIo) -> io::Result<()> {
         if let Some(errno) = *self.fault.lock().unwrap() {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        frame.send(self.fd(), header.bytes())
+        send_frame(self.fd(), header, begin, frame)
     }
 }
 
@@ -77,7 +80,7 @@ impl End {
     }
 }
 
-fn card() -> (Net, End) {
+fn cable() -> (Cable, End) {
     let (ours, other) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     other.set_nonblocking(true).unwrap();
@@ -86,7 +89,11 @@ fn card() -> (Net, End) {
         socket: ours,
         fault: fault.clone(),
     };
-    let end = End { socket: other, fault };
+    (cable, End { socket: other, fault })
+}
+
+fn card() -> (Net, End) {
+    let (cable, end) = cable();
     (Net::new(Box::new(cable), MAC), end)
 }
 
@@ -133,16 +140,16 @@ fn received(machine: &Machine, ring: &mut Ring, mut number: usize) -> Option<(u1
     Some((count, frame))
 }
 
-/// A card made of what `wrap` makes of one, and frames that it sends.
-fn subject(wrap: fn(Net) -> Net) -> Subject {
+/// A card that `make` puts on a cable, and frames that it sends.
+fn subject(make: fn(Cable) -> Net) -> Subject {
     let end: Arc<Mutex<Option<End>>> = Arc::default();
     let (made, prepared, verified) = (end.clone(), end.clone(), end);
     let frame = |number: u32| (0..60).map(|at| at ^ number as u8).collect::<Vec<u8>>();
     Subject {
         make: Box::new(move || {
-            let (net, end) = card();
+            let (cable, end) = cable();
             *made.lock().unwrap() = Some(end);
-            Box::new(wrap(net))
+            Box::new(make(cable))
         }),
         request: Request {
             queue: TRANSMIT,
@@ -174,7 +181,7 @@ fn subject(wrap: fn(Net) -> Net) -> Subject {
 
 #[test]
 fn conforms() {
-    conformance::run(&subject(|net| net));
+    conformance::run(&subject(|cable| Net::new(Box::new(cable), MAC)));
 }
 
 proptest! {
@@ -209,7 +216,8 @@ fn limits(frames: u64, refill_ms: u64) -> LimiterConfig {
 
 #[test]
 fn conforms_with_limits() {
-    conformance::run(&subject(|net| {
+    conformance::run(&subject(|cable| {
+        let net = Net::new(Box::new(cable), MAC);
         net.controlled(limits(3, 1), limits(3, 1)).unwrap().0
     }));
 }
@@ -447,7 +455,7 @@ fn a_flood_of_frames_leaves_the_transmit_queue_its_turn() {
             Ok(Datagram { len, in_place: len })
         }
 
-        fn send(&mut self, _: &Header, _: &mut GuestIo) -> io::Result<()> {
+        fn send(&mut self, _: &Header, _: &[u8], _: &mut GuestIo) -> io::Result<()> {
             *self.given_at_send.lock().unwrap() = Some(self.given);
             Ok(())
         }

@@ -119,7 +119,7 @@ impl Transmitter {
         let mut from = self.segments.start(&self.memory);
         from.add(self.chain.readable(), HEADER as u64, frame.into());
         loop {
-            match backend.send(&header, &mut from) {
+            match backend.send(&header, &[], &mut from) {
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,
             }

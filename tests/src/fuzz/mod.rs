@@ -18,6 +18,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use crate::{formats, guests};
 
 mod assist;
+mod mmds;
 mod net;
 mod ports;
 mod snapshot;
@@ -42,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     target("rng", rng, Vec::new),
     target("config", config, configs),
     target("net", net, Vec::new),
+    target("mmds", mmds, mmds::seeds),
     target("block", block, Vec::new),
     target("vsock", vsock, vsock::seeds),
     target("balloon", balloon, Vec::new),
@@ -179,6 +181,13 @@ serial = { file = "log" }
 timeout = 10
 assist = true
 
+[mmds]
+version = "V2"
+nets = ["net1"]
+address = "169.254.170.2"
+imds_compat = true
+file = "metadata.json"
+
 [vsock]
 cid = 42
 path = "vm.vsock"
@@ -212,6 +221,11 @@ mac = "02:00:00:00:00:01"
 /// Gives a network card's handlers requests, and frames from outside, made of the bytes.
 pub fn net(data: &[u8]) {
     net::run(data);
+}
+
+/// Gives the metadata service on a network card segments made of the bytes.
+pub fn mmds(data: &[u8]) {
+    mmds::run(data);
 }
 
 /// Kernels in every format, behind the byte that chooses the entry policy.

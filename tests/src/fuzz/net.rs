@@ -10,10 +10,19 @@ use berth_devices::virtio::net::{Net, NetBackend};
 /// What the card is told it may leave to its backend: checksums, TCP segments, both ways.
 const OFFLOADS: u64 = 0b1111_1000_0011;
 
-struct Pair {
+pub(super) struct Pair {
     card: UnixDatagram,
-    /// Kept, so that the card's end stays connected.
-    _host: UnixDatagram,
+}
+
+impl Pair {
+    /// The card's backend and its other end, which must be kept.
+    pub(super) fn new() -> (Self, UnixDatagram) {
+        let (card, host) = UnixDatagram::pair().expect("the host gives a pair of sockets");
+        for socket in [&card, &host] {
+            socket.set_nonblocking(true).expect("a socket can be nonblocking");
+        }
+        (Self { card }, host)
+    }
 }
 
 impl NetBackend for Pair {
@@ -32,10 +41,7 @@ impl NetBackend for Pair {
 
 /// The first byte says how many frames wait for the guest; each is a length and as many of the bytes that follow.
 pub(super) fn run(data: &[u8]) {
-    let (card, host) = UnixDatagram::pair().expect("the host gives a pair of sockets");
-    for socket in [&card, &host] {
-        socket.set_nonblocking(true).expect("a socket can be nonblocking");
-    }
+    let (pair, host) = Pair::new();
     let (count, mut rest) = data
         .split_first()
         .map_or((0, data), |(first, rest)| (first % 5, rest));
@@ -51,6 +57,6 @@ pub(super) fn run(data: &[u8]) {
         let _ = host.send(&frame);
         rest = after;
     }
-    let net = Net::new(Box::new(Pair { card, _host: host }), [2, 0, 0, 0, 0, 1]);
+    let net = Net::new(Box::new(pair), [2, 0, 0, 0, 0, 1]);
     conformance::fuzz_queue(Box::new(net), rest);
 }

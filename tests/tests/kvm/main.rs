@@ -21,6 +21,7 @@ mod hostile;
 mod init;
 mod io_guest;
 mod linux;
+mod mmds;
 mod net;
 mod shipped;
 mod snapshot;

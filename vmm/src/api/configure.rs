@@ -10,7 +10,7 @@ use super::types::{
     ActionType, BootSource, CpuConfig, CpuTemplate, FirecrackerVersion, FullVmConfiguration, HugePages,
     InstanceActionInfo, InstanceInfo, InstanceState, MachineConfiguration, MachineUpdate, Vm, VmState,
 };
-use super::{balloon, devices, observe};
+use super::{balloon, devices, mmds, observe};
 use crate::machine::MachineState;
 use crate::spec::{self, ByteSize, Limits, VmSpec};
 
@@ -265,7 +265,7 @@ pub(crate) fn config(scene: &mut Scene<'_>) -> Result<FullVmConfiguration, ApiEr
         machine_config: side.machine(spec),
         metrics: side.metrics.as_ref().map(observe::MetricsFile::config),
         memory_hotplug: None,
-        mmds_config: side.mmds.config().cloned(),
+        mmds_config: mmds::of(spec),
         network_interfaces: devices::nets(spec),
         pmem: Vec::new(),
         vsock: devices::vsock_of(spec),

@@ -28,11 +28,6 @@ fn disk_id(number: usize, disk: &DiskSpec) -> String {
     disk.id.clone().unwrap_or_else(|| format!("disk{number}"))
 }
 
-/// The name of interface `number`, from 1.
-fn net_id(number: usize, net: &NetSpec) -> String {
-    net.id.clone().unwrap_or_else(|| format!("net{number}"))
-}
-
 /// The disks as Firecracker describes them.
 pub(crate) fn drives(spec: &VmSpec, side: &Side) -> Vec<Drive> {
     let drive = |(number, disk): (usize, &DiskSpec)| {
@@ -56,7 +51,7 @@ pub(crate) fn drives(spec: &VmSpec, side: &Side) -> Vec<Drive> {
 /// The network interfaces as Firecracker describes them.
 pub(crate) fn nets(spec: &VmSpec) -> Vec<NetworkInterface> {
     let interface = |(number, net): (usize, &NetSpec)| NetworkInterface {
-        iface_id: net_id(number, net),
+        iface_id: net.name(number),
         host_dev_name: net.tap.clone(),
         guest_mac: net.mac.clone(),
         mtu: None,
@@ -221,9 +216,7 @@ pub(crate) fn patch_net(
     after_start(scene)?;
     same_id("iface_id", id, &change.iface_id)?;
     let nets = &scene.machine.spec().nets;
-    let at = (1..)
-        .zip(nets)
-        .position(|(number, net)| net_id(number, net) == id);
+    let at = (1..).zip(nets).position(|(number, net)| net.name(number) == id);
     let missing = || ApiError::bad(format!("iface_id: there is no network interface {id:?}."));
     let at = at.ok_or_else(missing)?;
     let (_, handle) = scene

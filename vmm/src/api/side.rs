@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::mmds::Mmds;
 use super::observe::MetricsFile;
 use super::types::{
     BootSource, CacheType, CpuConfig, EntropyDevice, HugePages, IoEngine, Logger, MachineConfiguration,
@@ -28,7 +27,6 @@ pub(crate) struct Side {
     pub(crate) entropy: Option<EntropyDevice>,
     pub(crate) logger: Option<Logger>,
     pub(crate) metrics: Option<MetricsFile>,
-    pub(crate) mmds: Mmds,
     /// Whether something was configured that a snapshot would bring along.
     pub(crate) configured: bool,
     /// When the guest started.

@@ -223,6 +223,8 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         command,
         disks,
         nets,
+        // Only files have it.
+        mmds: _,
         vsock,
         balloon,
         consoles,
@@ -280,6 +282,7 @@ pub(super) fn portable(spec: ValidSpec) -> Result<VmSpec, Fault> {
         .iter()
         .chain(&spec.initrd)
         .chain(spec.disks.iter().map(|disk| &disk.path))
+        .chain(spec.mmds.iter().filter_map(|mmds| mmds.file.as_ref()))
         .chain(spec.consoles.iter().flat_map(ConsoleSpec::paths))
         .chain(spec.disks.iter().filter_map(|disk| disk.overlay.as_ref()));
     if let Some(path) = paths

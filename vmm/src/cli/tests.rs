@@ -68,6 +68,7 @@ fn each_flag_fills_its_field() {
             tap: "t".to_owned(),
             ..NetSpec::default()
         }],
+        mmds: None,
         vsock: Some(VsockSpec {
             cid: 7,
             path: "v".into(),
@@ -275,7 +276,7 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .map(|text| format!("--cmdline-base={text}")),
     );
     words.extend(spec.timeout.map(|seconds| format!("--timeout={seconds}")));
-    if spec.rng_rate_limit.is_some() {
+    if spec.rng_rate_limit.is_some() || spec.mmds.is_some() {
         return None;
     }
     for disk in &spec.disks {

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod metadata;
 mod snapshot;
 mod warm;
 
@@ -20,6 +21,7 @@ pub use error::MachineError;
 pub use snapshot::{LoadRequest, Overrides, check};
 
 use berth_devices::virtio::counters::DeviceCounts;
+use berth_devices::virtio::net::mmds::MetadataStore;
 
 use crate::console::{self, Console, RawTerminal, Stdio};
 use crate::events::{EventHub, EventKind};
@@ -63,6 +65,8 @@ pub struct Machine {
     events: EventHub,
     live: Option<Live>,
     log: Option<LogLevel>,
+    /// What the guest can ask for where its description lets it.
+    metadata: Arc<MetadataStore>,
     /// The guest boots and will be saved here when it is ready; then it is told what to run.
     warming: Option<Entry>,
 }
@@ -88,6 +92,7 @@ impl Machine {
             events,
             live: None,
             log: None,
+            metadata: Arc::default(),
             warming: None,
         }
     }
@@ -127,6 +132,11 @@ impl Machine {
         self.log = log;
     }
 
+    /// What its guest can ask for where its description lets it. It is no part of a snapshot.
+    pub fn metadata(&self) -> &Arc<MetadataStore> {
+        &self.metadata
+    }
+
     /// Where it is in its life.
     pub fn state(&self) -> MachineState {
         match &self.live {
@@ -163,11 +173,12 @@ impl Machine {
             cause,
         })?;
         let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
+        metadata::load(&spec, &self.metadata)?;
         let launch = Launch {
             streams: streams(&spec),
             wait,
         };
-        let Built { mut vm, mut console } = vm::build(&spec, launch, &mut self.timing)?;
+        let Built { mut vm, mut console } = vm::build(&spec, launch, &self.metadata, &mut self.timing)?;
         let terminal = take_terminal(&spec, &mut console)?;
         if wait {
             console.input.hold();

@@ -6,7 +6,7 @@ use berth_arch::probe;
 use berth_arch::x86_64::cpuid;
 use berth_arch::x86_64::kind::HostKind;
 
-use super::{Live, Machine, MachineError, MachineState, deadline, take_terminal};
+use super::{Live, Machine, MachineError, MachineState, deadline, metadata, take_terminal};
 use crate::events::EventKind;
 use crate::footprint;
 use crate::guest::Streams;
@@ -86,6 +86,7 @@ impl Machine {
         self.timing.mark("read the snapshot");
         let spec = overridden(&found, &request.overrides)?;
         let valid = spec::validate(&spec, Limits::of_host(&spec)).map_err(MachineError::Faults)?;
+        metadata::load(&valid, &self.metadata)?;
         let saved = Saved {
             memory: match &request.handler {
                 Some(socket) => SavedMemory::Handler(socket.clone()),
@@ -100,7 +101,7 @@ impl Machine {
             },
             components: found.body.components,
         };
-        let Built { mut vm, mut console } = vm::restore(&valid, saved, &mut self.timing)?;
+        let Built { mut vm, mut console } = vm::restore(&valid, saved, &self.metadata, &mut self.timing)?;
         let terminal = take_terminal(&valid, &mut console)?;
         vm.start_paused()?;
         self.timing.mark("vCPU threads");

@@ -13,6 +13,7 @@ mod balloon;
 mod console;
 mod file;
 mod limit;
+mod mmds;
 mod options;
 mod serial;
 mod size;
@@ -25,6 +26,7 @@ pub use console::ConsoleSpec;
 pub(crate) use file::json;
 pub use file::{FileError, Format, ParseError, parse, read};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
+pub use mmds::{MmdsSpec, MmdsVersion};
 pub use options::OptionError;
 pub use size::{ByteSize, SizeError};
 pub use validate::{Fault, Limits, MEMORY_MIN, ValidSpec, validate};
@@ -60,6 +62,9 @@ pub struct VmSpec {
     /// Network interfaces, in the order the guest sees them.
     #[serde(deserialize_with = "table::list")]
     pub nets: Vec<NetSpec>,
+    /// Metadata that the guest can ask for on its network interfaces.
+    #[serde(deserialize_with = "table::optional")]
+    pub mmds: Option<MmdsSpec>,
     /// Sockets between guest and host.
     #[serde(deserialize_with = "table::optional")]
     pub vsock: Option<VsockSpec>,
@@ -96,6 +101,7 @@ impl Default for VmSpec {
             command: Vec::new(),
             disks: Vec::new(),
             nets: Vec::new(),
+            mmds: None,
             vsock: None,
             balloon: None,
             consoles: Vec::new(),
@@ -119,12 +125,14 @@ impl VmSpec {
             .disks
             .iter_mut()
             .flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.overlay));
+        let metadata = self.mmds.iter_mut().flat_map(|mmds| &mut mmds.file);
         let vsock = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
         let consoles = self.consoles.iter_mut().flat_map(ConsoleSpec::paths_mut);
         self.kernel
             .iter_mut()
             .chain(&mut self.initrd)
             .chain(disks)
+            .chain(metadata)
             .chain(vsock)
             .chain(consoles)
             .chain(serial)
@@ -210,6 +218,11 @@ pub struct NetSpec {
 }
 
 impl NetSpec {
+    /// What it is called as interface `number`, from 1: one by a flag may have no id.
+    pub fn name(&self, number: usize) -> String {
+        self.id.clone().unwrap_or_else(|| format!("net{number}"))
+    }
+
     /// The guest's hardware address, if one is given and it can be read.
     pub fn mac_address(&self) -> Option<[u8; 6]> {
         let mut bytes = self.mac.as_deref()?.split(':');

@@ -8,7 +8,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::{BalloonSpec, BandwidthSpec, ConsoleSpec, DiskSpec, NetSpec, OpsSpec, RateLimitSpec, VsockSpec};
+use super::{
+    BalloonSpec, BandwidthSpec, ConsoleSpec, DiskSpec, MmdsSpec, NetSpec, OpsSpec, RateLimitSpec, VsockSpec,
+};
 
 /// What a table describes, for the one who wrote something else.
 pub(super) trait Described {
@@ -22,6 +24,10 @@ impl Described for DiskSpec {
 
 impl Described for NetSpec {
     const WHAT: &str = "a network interface; give a table with its tap";
+}
+
+impl Described for MmdsSpec {
+    const WHAT: &str = "a metadata service; give a table, which may be empty";
 }
 
 impl Described for VsockSpec {

@@ -77,6 +77,21 @@ fn balloon() -> impl Strategy<Value = BalloonSpec> {
     })
 }
 
+fn mmds() -> impl Strategy<Value = MmdsSpec> {
+    let version = prop_oneof![Just(MmdsVersion::V1), Just(MmdsVersion::V2)];
+    let nets = proptest::collection::vec(".{0,5}", 0..3);
+    let file = proptest::option::of(".{0,20}");
+    (version, nets, any::<u32>(), any::<bool>(), file).prop_map(
+        |(version, nets, address, imds_compat, file)| MmdsSpec {
+            version,
+            nets,
+            address: address.into(),
+            imds_compat,
+            file: file.map(Into::into),
+        },
+    )
+}
+
 fn vsock() -> impl Strategy<Value = VsockSpec> {
     (any::<u32>(), ".{1,20}").prop_map(|(cid, path)| VsockSpec {
         cid,
@@ -105,11 +120,11 @@ prop_compose! {
         cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        rng_rate_limit in limit(), (vsock, balloon, consoles) in (proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
+        rng_rate_limit in limit(), (mmds, vsock, balloon, consoles) in (proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
     ) -> VmSpec {
         VmSpec {
             cpus, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, cmdline_base, command, disks, nets, vsock, balloon, consoles, rng, rng_rate_limit, serial, timeout, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, rng_rate_limit, serial, timeout, assist,
         }
     }
 }

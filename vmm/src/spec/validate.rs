@@ -15,7 +15,7 @@ use berth_arch::x86_64::layout;
 
 use crate::unix::PATH_MAX as SOCKET_PATH_MAX;
 
-use super::{ByteSize, DiskSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec, VsockSpec, console};
+use super::{ByteSize, DiskSpec, MmdsSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec, VsockSpec, console};
 
 /// The least memory: the boot structures and firmware tables take the first MiB, a kernel must lie above.
 pub const MEMORY_MIN: ByteSize = ByteSize(2 << 20);
@@ -119,6 +119,9 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
     faults.boot(spec);
     if let Some(fault) = spec.balloon.as_ref().and_then(|balloon| balloon.fault(spec)) {
         faults.add("balloon", fault);
+    }
+    if let Some(mmds) = &spec.mmds {
+        faults.mmds(mmds, spec);
     }
     if let Some(vsock) = &spec.vsock {
         faults.vsock(vsock);
@@ -427,6 +430,15 @@ impl Faults {
                     format!("the mac {shown} is net {}'s already; give it another", other + 1),
                 );
             }
+        }
+    }
+
+    fn mmds(&mut self, mmds: &MmdsSpec, spec: &VmSpec) {
+        if let Some(fault) = mmds.fault(spec) {
+            self.add("mmds", fault);
+        }
+        if let Some(file) = &mmds.file {
+            self.path("mmds", file, "name a file with a JSON object, or leave it out");
         }
     }
 

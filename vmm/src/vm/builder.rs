@@ -16,6 +16,7 @@ use berth_boot::{BootEntry, BootRequest, CommandLine, EntryPolicy, KernelSource}
 use berth_devices::Memory;
 use berth_devices::bus::Bus;
 use berth_devices::irqchip::IoApic;
+use berth_devices::virtio::net::mmds::MetadataStore;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -85,9 +86,14 @@ struct Base {
 }
 
 /// Builds what `spec` describes.
-pub(crate) fn build(spec: &ValidSpec, launch: Launch, timing: &mut Timing) -> Result<Built, BuildError> {
+pub(crate) fn build(
+    spec: &ValidSpec,
+    launch: Launch,
+    metadata: &Arc<MetadataStore>,
+    timing: &mut Timing,
+) -> Result<Built, BuildError> {
     let spec: &VmSpec = spec;
-    let outside = Outside::open(spec, launch.streams)?;
+    let outside = Outside::open(spec, metadata, launch.streams)?;
     timing.mark("open files");
     let base = Base::new(memory::map(spec.memory.0)?, timing)?;
     let (mut vcpus, hint) = create_vcpus(&base.kvm, &base.vm, spec.cpus)?;
@@ -117,10 +123,15 @@ pub(crate) fn build(spec: &ValidSpec, launch: Launch, timing: &mut Timing) -> Re
 }
 
 /// Builds the machine that was saved, to be started paused. `spec` says where its devices lead to now.
-pub(crate) fn restore(spec: &ValidSpec, saved: Saved, timing: &mut Timing) -> Result<Built, BuildError> {
+pub(crate) fn restore(
+    spec: &ValidSpec,
+    saved: Saved,
+    metadata: &Arc<MetadataStore>,
+    timing: &mut Timing,
+) -> Result<Built, BuildError> {
     let spec: &VmSpec = spec;
     let mut components = saved.components;
-    let outside = Outside::open(spec, saved.streams)?;
+    let outside = Outside::open(spec, metadata, saved.streams)?;
     timing.mark("open files");
     let (memory, origin) = saved.memory.map(spec.memory.0)?;
     if let Origin::Handler(handler) = &origin {
@@ -179,13 +190,13 @@ struct Outside {
 
 impl Outside {
     /// Opens every file and device that `spec` names: most of what can be wrong is wrong there.
-    fn open(spec: &VmSpec, streams: Streams) -> Result<Self, BuildError> {
+    fn open(spec: &VmSpec, metadata: &Arc<MetadataStore>, streams: Streams) -> Result<Self, BuildError> {
         let stop = StopCell::new().map_err(|cause| BuildError::Host {
             what: "an event descriptor",
             cause,
         })?;
         let stop = Arc::new(stop);
-        let devices = virtio::devices(spec)?;
+        let devices = virtio::devices(spec, metadata)?;
         let shipped = spec.kernel.is_none();
         let mut console = Console::open(&spec.serial, shipped && streams == Streams::Piped, &stop)?;
         let panic = PanicMessage::default();

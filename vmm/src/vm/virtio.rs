@@ -11,7 +11,8 @@ use berth_devices::virtio::blk::{Block, BlockConfig, DiskBackend, FileDisk, Over
 use berth_devices::virtio::console::{Console, FilePort, NullPort, PortBackend, PortError, SocketPort};
 use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioTransport;
-use berth_devices::virtio::net::{self, Net, Tap};
+use berth_devices::virtio::net::mmds::{MetadataStore, Mmds};
+use berth_devices::virtio::net::{self, Net, NetBackend, Tap};
 use berth_devices::virtio::rng::Rng;
 use berth_devices::virtio::vsock::Vsock;
 use kvm_ioctls::VmFd;
@@ -41,8 +42,8 @@ impl Devices {
 }
 
 /// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, nets, vsock, balloon,
-/// console, rng.
-pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
+/// console, rng. `metadata` is what the guest can ask for where the spec lets it.
+pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<Devices, BuildError> {
     let mut handles = DeviceHandles::default();
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     if spec.kernel.is_none() {
@@ -85,9 +86,12 @@ pub(crate) fn devices(spec: &VmSpec) -> Result<Devices, BuildError> {
                 cause,
             })?,
         };
+        let mut backend: Box<dyn NetBackend> = Box::new(tap);
+        if let Some(config) = spec.mmds.as_ref().and_then(|mmds| mmds.on(number, net)) {
+            backend = Box::new(Mmds::new(backend, config, metadata.clone()).map_err(descriptor)?);
+        }
         let limits = |limit: &Option<_>| RateLimitSpec::config(limit.as_ref());
-        let made =
-            Net::new(Box::new(tap), mac).controlled(limits(&net.rx_rate_limit), limits(&net.tx_rate_limit));
+        let made = Net::new(backend, mac).controlled(limits(&net.rx_rate_limit), limits(&net.tx_rate_limit));
         let (card, handle) = made.map_err(descriptor)?;
         devices.push(Box::new(card));
         handles.nets.push((net.id.clone(), handle));

@@ -4,8 +4,11 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use berth_devices::virtio::net::mmds::DEFAULT_ADDRESS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::spec::MmdsVersion;
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -323,17 +326,7 @@ pub(crate) struct MmdsConfig {
 }
 
 fn mmds_address() -> Ipv4Addr {
-    Ipv4Addr::new(169, 254, 169, 254)
-}
-
-/// Versions of the metadata service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-pub(crate) enum MmdsVersion {
-    /// Anybody may ask.
-    #[default]
-    V1,
-    /// Only with a token.
-    V2,
+    DEFAULT_ADDRESS
 }
 
 /// What the guest can ask for: any JSON object.

@@ -285,6 +285,33 @@ fn a_vsock_has_a_number_of_its_own_and_a_path_with_room_for_a_port() {
 }
 
 #[test]
+fn metadata_is_answered_on_interfaces_that_are_there_at_an_address_for_it() {
+    let nets = "nets = [{ tap = \"a\" }, { tap = \"b\", id = \"eth1\" }]\n";
+    for (text, expected) in [
+        (
+            "mmds = {}".to_owned(),
+            "mmds: there is no network interface for it to answer on; give one, or leave it out",
+        ),
+        (
+            format!("{nets}mmds = {{ nets = [\"net1\", \"net2\"] }}"),
+            "mmds: there is no network interface \"net2\"; there are net1, eth1",
+        ),
+        (
+            format!("{nets}mmds = {{ address = \"169.254.0.1\" }}"),
+            "mmds: the address 169.254.0.1 is not for metadata; give one from 169.254.1.0 to 169.254.254.255",
+        ),
+        (
+            format!("{nets}mmds = {{ file = \"\" }}"),
+            "mmds: the path is empty; name a file with a JSON object, or leave it out",
+        ),
+    ] {
+        assert_eq!(faults(&text), [expected]);
+    }
+    let good = "mmds = { version = \"V2\", nets = [\"eth1\", \"net1\"], address = \"169.254.170.2\", file = \"m.json\" }";
+    assert_eq!(faults(&format!("{nets}{good}")), [""; 0]);
+}
+
+#[test]
 fn a_balloon_holds_less_than_the_memory_and_whole_pages() {
     for (toml, expected) in [
         (

@@ -340,8 +340,8 @@ mod tests {
 
     /// Status, headers and body of the answer to a request with these headers.
     fn ask(service: &Service, line: &str, headers: &[&str]) -> (u16, String, String) {
-        let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-        let request = format!("{line} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n");
+        let head = [&["Host: 169.254.169.254"], headers].concat().join("\r\n");
+        let request = format!("{line} HTTP/1.1\r\n{head}\r\n\r\n");
         let served = service.serve(request.as_bytes()).expect("it is whole");
         assert_eq!(served.len, request.len());
         let answer = String::from_utf8(served.answer).unwrap();

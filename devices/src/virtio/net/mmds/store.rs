@@ -53,6 +53,11 @@ impl MetadataStore {
         document.unwrap_or_else(|| Value::Object(Map::new()))
     }
 
+    /// Whether nothing was put yet.
+    pub fn is_empty(&self) -> bool {
+        self.lock().document.is_none()
+    }
+
     /// Replaces the document.
     pub fn put(&self, document: Value) -> Result<(), MetadataError> {
         self.lock().put(document)

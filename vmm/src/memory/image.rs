@@ -27,9 +27,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use berth_devices::Memory;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::pages::{PAGE, PageMap};
+use super::pages::{PAGE, PageMap, without_file};
 use super::uffd::Handler;
 use copy::copy_data;
 pub(crate) use merge::merge;
@@ -143,13 +145,17 @@ pub(crate) fn write(
         _ => false,
     };
     // Pages that nobody has touched are the handler's to bring.
-    let all = matches!(origin, Origin::Handler(_));
-    let chunks = own_chunks(memory, all)?;
+    let extent = match origin {
+        Origin::Handler(_) => Extent::All,
+        Origin::Image(_) => Extent::OwnAndReplaced,
+        Origin::Nothing => Extent::Own,
+    };
+    let chunks = own_chunks(memory, extent)?;
     let writer = Writer {
         memory,
         file,
         whole,
-        keep_zeros: whole || identity.difference,
+        keep_zeros: identity.difference,
     };
     let mut written = Written::default();
     for (chunk, done) in chunks.iter().zip(writer.write_all(&chunks)?) {
@@ -182,14 +188,37 @@ impl Chunk {
     }
 }
 
-/// Every MiB with pages of our own, or every MiB. Regions end at whole MiBs, but for the last.
-fn own_chunks(memory: &Memory, all: bool) -> io::Result<Vec<Chunk>> {
+/// Which pages must be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// Those of our own.
+    Own,
+    /// Those, and those that are no longer the file's.
+    OwnAndReplaced,
+    /// All.
+    All,
+}
+
+/// Every MiB with pages that must be written. Regions end at whole MiBs, but for the last.
+fn own_chunks(memory: &Memory, extent: Extent) -> io::Result<Vec<Chunk>> {
     let map = PageMap::open()?;
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut base = 0;
     for region in memory.iter() {
         let len = region.len() as usize;
-        let mut add = |run: Range<usize>| {
+        let (address, mut runs) = (region.as_ptr().addr(), Vec::new());
+        if extent == Extent::All {
+            runs.push(0..len);
+        } else {
+            map.own(address, len, |run| {
+                runs.push(run);
+                Ok(())
+            })?;
+        }
+        if extent == Extent::OwnAndReplaced {
+            runs.extend(without_file(address, len)?);
+        }
+        for run in joined(runs) {
             let mut at = run.start;
             while at < run.end {
                 let start = at - at % CHUNK;
@@ -208,16 +237,23 @@ fn own_chunks(memory: &Memory, all: bool) -> io::Result<Vec<Chunk>> {
                 }
                 at = end;
             }
-            Ok(())
-        };
-        if all {
-            add(0..len)?;
-        } else {
-            map.own(region.as_ptr().addr(), len, &mut add)?;
         }
         base += len as u64;
     }
     Ok(chunks)
+}
+
+/// The same runs in ascending order, none of which meets another.
+fn joined(mut runs: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    runs.sort_unstable_by_key(|run| run.start);
+    let mut joined: Vec<Range<usize>> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if run.start <= last.end => last.end = last.end.max(run.end),
+            _ => joined.push(run),
+        }
+    }
+    joined
 }
 
 /// What became of a chunk.
@@ -232,7 +268,7 @@ struct Writer<'a> {
     file: &'a File,
     /// The file has other bytes where pages are not our own, and they count for the sum.
     whole: bool,
-    /// Zeros cover something and must be written.
+    /// Zeros are pages of a difference and must be written.
     keep_zeros: bool,
 }
 
@@ -297,24 +333,46 @@ impl Writer<'_> {
         buffer: &[u8],
         written: &mut Written,
     ) -> io::Result<()> {
+        let is_hole = |at: usize| !self.keep_zeros && is_zero(&buffer[at..at + PAGE]);
         let mut from = run.start;
-        for at in run.clone().step_by(PAGE) {
-            if !self.keep_zeros && is_zero(&buffer[at..at + PAGE]) {
-                self.flush(offset, from..at, buffer, written)?;
-                written.zeros += PAGE as u64;
-                from = at + PAGE;
+        while from < run.end {
+            let hole = is_hole(from);
+            let mut end = from + PAGE;
+            while end < run.end && is_hole(end) == hole {
+                end += PAGE;
             }
+            if hole {
+                if self.whole {
+                    // The file has what was there before.
+                    clear(self.file, offset + from as u64, (end - from) as u64)?;
+                }
+                written.zeros += (end - from) as u64;
+            } else {
+                self.flush(offset, from..end, buffer, written)?;
+            }
+            from = end;
         }
-        self.flush(offset, from..run.end, buffer, written)
+        Ok(())
     }
 
     fn flush(&self, offset: u64, run: Range<usize>, buffer: &[u8], written: &mut Written) -> io::Result<()> {
-        if !run.is_empty() {
-            written.bytes += run.len() as u64;
-            self.file
-                .write_all_at(&buffer[run.clone()], offset + run.start as u64)?;
-        }
-        Ok(())
+        written.bytes += run.len() as u64;
+        self.file
+            .write_all_at(&buffer[run.clone()], offset + run.start as u64)
+    }
+}
+
+/// Makes `len` bytes of the file zeros: a hole where the file system can.
+fn clear(file: &File, at: u64, len: u64) -> io::Result<()> {
+    match fallocate(
+        file,
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+        at,
+        len,
+    ) {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.write_all_at(&vec![0; len as usize], at),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -3,9 +3,12 @@
 //! A page of an anonymous mapping that was never written is not there; a page of a private file mapping that was never written
 //! is the file's. So the pages that a snapshot must write are those that are in memory or in swap, and not a file's. This needs
 //! no dirty log: KVM, devices and the assist all write by way of the page tables.
+//!
+//! Where a guest gave pages of a file mapping back, the file is not behind them any more (`page_returner`): nothing is, and they are
+//! zeros, though they may never have been there. Which those are, `/proc/self/maps` says.
 #![forbid(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -65,6 +68,27 @@ impl PageMap {
     }
 }
 
+/// The parts of `len` bytes from `address` on that no file stands behind, counted from `address`, in ascending order.
+pub(crate) fn without_file(address: usize, len: usize) -> io::Result<Vec<Range<usize>>> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let end = address + len;
+    let found = maps.lines().filter_map(|line| {
+        let (range, inode) = mapping(line)?;
+        let (from, to) = (range.start.max(address), range.end.min(end));
+        (inode == 0 && from < to).then(|| from - address..to - address)
+    });
+    Ok(found.collect())
+}
+
+/// What a line of `/proc/self/maps` says: `start-end rights offset device inode name` (proc_pid_maps(5)).
+fn mapping(line: &str) -> Option<(Range<usize>, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    let inode = words.nth(3)?.parse().ok()?;
+    Some((address(start)?..address(end)?, inode))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +111,20 @@ mod tests {
         .unwrap();
         let page = |at| at..at + PAGE;
         assert_eq!(runs, [0..2 * PAGE, page(40 << 20), page((64 << 20) - PAGE)]);
+    }
+
+    #[test]
+    fn mappings_are_read_as_the_kernel_writes_them() {
+        for (line, expected) in [
+            (
+                "7f0000001000-7f0000003000 rw-p 00000000 fe:00 1234                       /a name",
+                Some((0x7f00_0000_1000..0x7f00_0000_3000, 1234)),
+            ),
+            ("1000-2000 rw-p 00000000 00:00 0 ", Some((0x1000..0x2000, 0))),
+            ("1000 rw-p", None),
+            ("", None),
+        ] {
+            assert_eq!(mapping(line), expected, "{line}");
+        }
     }
 }

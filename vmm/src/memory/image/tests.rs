@@ -5,8 +5,11 @@ use std::os::unix::fs::MetadataExt;
 
 use vm_memory::{Bytes, GuestAddress};
 
+use berth_devices::virtio::balloon::PageReturner;
+
 use super::super::{map, map_image};
 use super::*;
+use crate::page_returner::ReturnPages;
 
 const SIZE: u64 = 24 << 20;
 const ID: [u8; 16] = *b"0123456789abcdef";
@@ -109,6 +112,39 @@ fn a_difference_holds_what_changed_zeros_included() {
     joined.verify().unwrap();
     assert!(!joined.identity.difference);
     assert_eq!(contents(&map_image(&joined).unwrap()), contents(&restored));
+}
+
+#[test]
+fn what_a_restored_guest_gave_back_is_zeros_in_the_next_snapshot() {
+    let memory = map(SIZE).unwrap();
+    fill(&memory, 0, 20 << 20, 1);
+    let image = open(saved(&memory, &Origin::Nothing, false).0);
+    let restored = map_image(&image).unwrap();
+    let origin = Origin::Image(image);
+    // Across the border of two MiB, and one that was written first, another that is written after.
+    for (at, len) in [(0x0f_f000, 0x2000), (5 << 20, 3 << 20), (12 << 20, 0x1000)] {
+        fill(&restored, at, 4096, 9);
+        ReturnPages.give_back(&restored, GuestAddress(at), len).unwrap();
+    }
+    fill(&restored, 6 << 20, 4096, 7);
+    let (file, written) = saved(&restored, &origin, false);
+    assert_eq!(written.bytes, 4096, "{written:?}");
+    let blocks = file.metadata().unwrap().blocks() * 512;
+    assert!(blocks < (18 << 20), "zeros are holes: {blocks}");
+    let whole = open(file);
+    whole.verify().unwrap();
+    assert!(contents(&map_image(&whole).unwrap()) == contents(&restored));
+
+    let difference = open(saved(&restored, &origin, true).0);
+    difference.verify().unwrap();
+    let Origin::Image(base) = origin else {
+        unreachable!()
+    };
+    let out = tempfile::tempfile().unwrap();
+    merge(&base, &difference, &out, ID).unwrap();
+    let joined = open(out);
+    joined.verify().unwrap();
+    assert!(contents(&map_image(&joined).unwrap()) == contents(&restored));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub mod acpi;
 pub mod assist;
 pub mod boot_regs;
+pub mod cpu_template;
 pub mod cpuid;
 pub mod kind;
 pub mod layout;

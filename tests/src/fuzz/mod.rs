@@ -181,6 +181,16 @@ serial = { file = "log" }
 timeout = 10
 assist = true
 
+[cpu_template]
+kvm_capabilities = ["121", "!56"]
+msr_modifiers = [{ addr = "0x10a", bitmap = "0b0x1" }]
+
+[[cpu_template.cpuid_modifiers]]
+leaf = "0x7"
+subleaf = "0b1"
+flags = 1
+modifiers = [{ register = "eax", bitmap = "0bx0_01" }]
+
 [mmds]
 version = "V2"
 nets = ["net1"]

@@ -132,6 +132,54 @@ fn metrics_grow_with_what_the_guest_does() {
 }
 
 #[test]
+fn a_guest_sees_the_cpu_that_a_template_says_and_what_kvm_refuses_of_it_is_said() {
+    let brand = |text: [u8; 4]| format!("0b{:032b}", u32::from_le_bytes(text));
+    let template = json!({
+        "kvm_capabilities": ["0", "!56"],
+        "cpuid_modifiers": [{
+            "leaf": "0x80000002", "subleaf": "0x0", "flags": 0,
+            "modifiers": [
+                {"register": "eax", "bitmap": brand(*b"Tem_")},
+                {"register": "ebx", "bitmap": brand(*b"plat")},
+                {"register": "ecx", "bitmap": "0bxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"},
+            ],
+        }],
+    });
+    let served = Served::start(run(["--api-only"]).command(["grep", "model name", "/proc/cpuinfo"]));
+    served.tell("PUT", "/cpu-config", &template);
+    let kept = served.get("/vm/config")["cpu-config"].clone();
+    assert_eq!(kept["cpuid_modifiers"], template["cpuid_modifiers"]);
+    served.tell("POST", "/berth/v1/start", &Value::Null);
+    let outcome = served.running.finish();
+    outcome.expect_code(0);
+    assert!(outcome.out().contains("model name\t: Tem_plat"), "{outcome}");
+
+    let served = Served::start(run(["--api-only"]));
+    for (template, words) in [
+        (
+            json!({"cpuid_modifiers": [{"leaf": "0x12345678", "subleaf": "0", "flags": 0, "modifiers": [{"register": "eax", "bitmap": "0b1"}]}]}),
+            "no leaf 0x12345678 with subleaf 0x0",
+        ),
+        (
+            json!({"msr_modifiers": [{"addr": "0xdead0000", "bitmap": "0b1"}]}),
+            "MSR 0xdead0000",
+        ),
+        (
+            json!({"kvm_capabilities": ["2147418112"]}),
+            "does not have 2147418112",
+        ),
+    ] {
+        served.tell("PUT", "/cpu-config", &template);
+        served.refuses("PUT", "/actions", &json!({"action_type": "InstanceStart"}), words);
+    }
+    // Nothing of the refused starts is left.
+    served.tell("PUT", "/cpu-config", &json!({}));
+    served.tell("PUT", "/actions", &json!({"action_type": "InstanceStart"}));
+    served.tell("POST", "/berth/v1/kill", &Value::Null);
+    served.running.finish();
+}
+
+#[test]
 fn a_socket_in_use_or_a_file_in_its_place_is_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api.sock");

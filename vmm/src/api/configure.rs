@@ -12,7 +12,7 @@ use super::types::{
 };
 use super::{balloon, devices, mmds, observe};
 use crate::machine::MachineState;
-use crate::spec::{self, ByteSize, Limits, VmSpec};
+use crate::spec::{self, ByteSize, CpuTemplateSpec, Limits, VmSpec};
 
 /// The version of Firecracker whose API is spoken here.
 pub(crate) const FIRECRACKER: &str = "1.17.0";
@@ -168,19 +168,31 @@ pub(crate) fn patch_machine(scene: &mut Scene<'_>, _: &str, update: MachineUpdat
 /// `PUT /cpu-config`
 pub(crate) fn put_cpu(scene: &mut Scene<'_>, _: &str, cpu: CpuConfig) -> Result<(), ApiError> {
     before_start(scene)?;
-    let changed = [
-        ("kvm_capabilities", cpu.kvm_capabilities.is_empty()),
-        ("cpuid_modifiers", cpu.cpuid_modifiers.is_empty()),
-        ("msr_modifiers", cpu.msr_modifiers.is_empty()),
+    let arm = [
         ("reg_modifiers", cpu.reg_modifiers.is_empty()),
         ("vcpu_features", cpu.vcpu_features.is_empty()),
     ];
-    if let Some((field, _)) = changed.iter().find(|(_, empty)| !empty) {
-        let what = "Berth does not change the guest's CPU by templates yet; leave it empty";
+    if let Some((field, _)) = arm.iter().find(|(_, empty)| !empty) {
+        let what = "it changes an Arm CPU, and this one is an x86; leave it out";
         return Err(ApiError::lacks(field, what));
     }
-    scene.side.cpu = Some(cpu);
-    Ok(())
+    let template = CpuTemplateSpec {
+        kvm_capabilities: cpu.kvm_capabilities,
+        cpuid_modifiers: cpu.cpuid_modifiers,
+        msr_modifiers: cpu.msr_modifiers,
+    };
+    amend(scene, |spec| spec.cpu_template = Some(template))
+}
+
+/// The CPU template as Firecracker describes it.
+fn cpu_of(spec: &VmSpec) -> Option<CpuConfig> {
+    let template = spec.cpu_template.clone()?;
+    Some(CpuConfig {
+        kvm_capabilities: template.kvm_capabilities,
+        cpuid_modifiers: template.cpuid_modifiers,
+        msr_modifiers: template.msr_modifiers,
+        ..CpuConfig::default()
+    })
 }
 
 /// `PUT /boot-source`
@@ -260,7 +272,7 @@ pub(crate) fn config(scene: &mut Scene<'_>) -> Result<FullVmConfiguration, ApiEr
         balloon: balloon::of(spec),
         drives: devices::drives(spec, side),
         boot_source: side.boot.clone().or_else(|| boot_of(spec)),
-        cpu_config: side.cpu.clone(),
+        cpu_config: cpu_of(spec),
         logger: side.logger.clone(),
         machine_config: side.machine(spec),
         metrics: side.metrics.as_ref().map(observe::MetricsFile::config),

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::observe::MetricsFile;
-use super::types::{
-    BootSource, CacheType, CpuConfig, EntropyDevice, HugePages, IoEngine, Logger, MachineConfiguration,
-};
+use super::types::{BootSource, CacheType, EntropyDevice, HugePages, IoEngine, Logger, MachineConfiguration};
 use crate::metrics::ApiMetrics;
 use crate::spec::VmSpec;
 
@@ -20,7 +18,6 @@ pub(crate) struct Side {
     /// What the VM file and the flags append to the kernel's command line, before anything the API appends.
     pub(crate) cmdline: Option<String>,
     pub(crate) boot: Option<BootSource>,
-    pub(crate) cpu: Option<CpuConfig>,
     pub(crate) track_dirty_pages: bool,
     /// What was said about drives, by their names.
     pub(crate) drives: BTreeMap<String, DriveExtra>,

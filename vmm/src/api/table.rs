@@ -46,12 +46,7 @@ fn the_vm() -> Vec<Route> {
             "Change the machine before it starts",
             configure::patch_machine,
         ),
-        Route::order(
-            Put,
-            "/cpu-config",
-            "A custom CPU template; only one that changes nothing is taken",
-            configure::put_cpu,
-        ),
+        Route::order(Put, "/cpu-config", "A custom CPU template", configure::put_cpu),
         Route::order(
             Put,
             "/boot-source",

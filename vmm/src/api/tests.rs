@@ -303,6 +303,31 @@ fn what_is_wrong_or_lacking_is_a_sentence_that_names_it() {
 }
 
 #[test]
+fn cpu_templates_that_no_x86_here_can_be_are_refused() {
+    let host = Host::new();
+    for (path, body, words) in [
+        (
+            "/cpu-config",
+            r#"{"msr_modifiers":[{"addr":"0x10a","bitmap":"0b2"}]}"#,
+            &["msr_modifiers[0].bitmap", "'2' says nothing about a bit"][..],
+        ),
+        (
+            "/cpu-config",
+            r#"{"vcpu_features":[{"index":0,"bitmap":"0b1"}]}"#,
+            &["vcpu_features", "Arm"],
+        ),
+        (
+            "/machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":64,"cpu_template":"T2"}"#,
+            &["cpu_template", "no static CPU templates"],
+        ),
+    ] {
+        host.refused("PUT", path, body, words);
+    }
+    assert_eq!(host.get("/vm/config")["cpu-config"], Value::Null);
+}
+
+#[test]
 fn wrong_verbs_and_paths_have_firecrackers_status_on_its_paths_and_https_on_berths() {
     let host = Host::new();
     for (verb, path) in [

@@ -213,6 +213,8 @@ const API_ONLY_MEMORY: ByteSize = ByteSize(128 << 20);
 fn apply(args: RunArgs, spec: &mut VmSpec) {
     let VmSpec {
         cpus,
+        // Only files have it.
+        cpu_template: _,
         memory,
         kernel,
         entry,

@@ -41,6 +41,7 @@ fn each_flag_fills_its_field() {
         --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --console socket=s,name=n --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
     let expected = VmSpec {
         cpus: 4,
+        cpu_template: None,
         memory: ByteSize(2 << 30),
         kernel: Some("k".into()),
         entry: Entry::Pvh,
@@ -276,7 +277,7 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .map(|text| format!("--cmdline-base={text}")),
     );
     words.extend(spec.timeout.map(|seconds| format!("--timeout={seconds}")));
-    if spec.rng_rate_limit.is_some() || spec.mmds.is_some() {
+    if spec.rng_rate_limit.is_some() || spec.mmds.is_some() || spec.cpu_template.is_some() {
         return None;
     }
     for disk in &spec.disks {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 mod balloon;
 mod console;
+mod cpu_template;
 mod file;
 mod limit;
 mod mmds;
@@ -23,6 +24,9 @@ mod vsock;
 
 pub use balloon::BalloonSpec;
 pub use console::ConsoleSpec;
+pub use cpu_template::{
+    Capability, CpuTemplateSpec, CpuidModifier, MsrModifier, Number, Register, RegisterModifier,
+};
 pub(crate) use file::json;
 pub use file::{FileError, Format, ParseError, parse, read};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
@@ -39,6 +43,9 @@ pub struct VmSpec {
     /// How many virtual CPUs, 1 to 254.
     #[schemars(range(min = 1, max = 254))]
     pub cpus: u32,
+    /// What of the CPU the guest is to see otherwise than this host's KVM has it.
+    #[serde(deserialize_with = "table::optional")]
+    pub cpu_template: Option<CpuTemplateSpec>,
     /// Guest memory, at least 2M and a multiple of 4K.
     pub memory: ByteSize,
     /// The kernel: ELF (vmlinux), bzImage, or either compressed. Without it the guest that ships with Berth boots.
@@ -91,6 +98,7 @@ impl Default for VmSpec {
     fn default() -> Self {
         Self {
             cpus: 1,
+            cpu_template: None,
             memory: ByteSize(256 << 20),
             kernel: None,
             entry: Entry::Auto,

@@ -9,7 +9,8 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    BalloonSpec, BandwidthSpec, ConsoleSpec, DiskSpec, MmdsSpec, NetSpec, OpsSpec, RateLimitSpec, VsockSpec,
+    BalloonSpec, BandwidthSpec, ConsoleSpec, CpuTemplateSpec, DiskSpec, MmdsSpec, NetSpec, OpsSpec,
+    RateLimitSpec, VsockSpec,
 };
 
 /// What a table describes, for the one who wrote something else.
@@ -28,6 +29,10 @@ impl Described for NetSpec {
 
 impl Described for MmdsSpec {
     const WHAT: &str = "a metadata service; give a table, which may be empty";
+}
+
+impl Described for CpuTemplateSpec {
+    const WHAT: &str = "a CPU template; give a table, which may be empty";
 }
 
 impl Described for VsockSpec {

@@ -77,6 +77,45 @@ fn balloon() -> impl Strategy<Value = BalloonSpec> {
     })
 }
 
+fn cpu_template() -> impl Strategy<Value = CpuTemplateSpec> {
+    let bitmap = |most| proptest::string::string_regex(&format!("0b[01x]{{1,{most}}}")).unwrap();
+    let register = prop_oneof![
+        Just(Register::Eax),
+        Just(Register::Ebx),
+        Just(Register::Ecx),
+        Just(Register::Edx)
+    ];
+    let register = (register, bitmap(32)).prop_map(|(register, bitmap)| RegisterModifier {
+        register,
+        bitmap: bitmap.parse().unwrap(),
+    });
+    let registers = proptest::collection::vec(register, 0..3);
+    let leaf = (any::<[u32; 3]>(), registers).prop_map(|([leaf, subleaf, flags], modifiers)| CpuidModifier {
+        leaf: Number(leaf),
+        subleaf: Number(subleaf),
+        flags,
+        modifiers,
+    });
+    let msr = (any::<u32>(), bitmap(64)).prop_map(|(addr, bitmap)| MsrModifier {
+        addr: Number(addr),
+        bitmap: bitmap.parse().unwrap(),
+    });
+    let capability = any::<(u32, bool)>().prop_map(|(number, needed)| Capability { number, needed });
+    let list = 0..3;
+    (
+        proptest::collection::vec(capability, list.clone()),
+        proptest::collection::vec(leaf, list.clone()),
+        proptest::collection::vec(msr, list),
+    )
+        .prop_map(
+            |(kvm_capabilities, cpuid_modifiers, msr_modifiers)| CpuTemplateSpec {
+                kvm_capabilities,
+                cpuid_modifiers,
+                msr_modifiers,
+            },
+        )
+}
+
 fn mmds() -> impl Strategy<Value = MmdsSpec> {
     let version = prop_oneof![Just(MmdsVersion::V1), Just(MmdsVersion::V2)];
     let nets = proptest::collection::vec(".{0,5}", 0..3);
@@ -120,10 +159,10 @@ prop_compose! {
         cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        rng_rate_limit in limit(), (mmds, vsock, balloon, consoles) in (proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
+        rng_rate_limit in limit(), (cpu_template, mmds, vsock, balloon, consoles) in (proptest::option::of(cpu_template()), proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
     ) -> VmSpec {
         VmSpec {
-            cpus, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
+            cpus, cpu_template, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
             cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, rng_rate_limit, serial, timeout, assist,
         }
     }

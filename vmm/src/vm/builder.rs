@@ -32,7 +32,7 @@ use crate::memory::image::{Image, Origin};
 use crate::memory::uffd::map_handled;
 use crate::memory::{self, MemoryError};
 use crate::snapshot::Components;
-use crate::spec::{self, ValidSpec, VmSpec};
+use crate::spec::{self, CpuTemplateSpec, ValidSpec, VmSpec};
 use crate::stop::{StopCell, StopReason};
 use crate::timing::Timing;
 use crate::vcpu::VcpuParts;
@@ -96,7 +96,7 @@ pub(crate) fn build(
     let outside = Outside::open(spec, metadata, launch.streams)?;
     timing.mark("open files");
     let base = Base::new(memory::map(spec.memory.0)?, timing)?;
-    let (mut vcpus, hint) = create_vcpus(&base.kvm, &base.vm, spec.cpus)?;
+    let (mut vcpus, hint) = create_vcpus(&base.kvm, &base.vm, spec)?;
     timing.mark("vCPUs");
     let kind = probe_kind(&mut vcpus[0], &base.memory, hint)?;
     timing.mark("probe the host");
@@ -310,9 +310,15 @@ fn refused(ioctl: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
 }
 
 /// Makes the vCPUs and tells each what it is. Also says whether CPUID hints at an interpreted host.
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u32) -> Result<(Vec<VcpuFd>, bool), BuildError> {
-    let supported = cpuid::supported(kvm)?;
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, spec: &VmSpec) -> Result<(Vec<VcpuFd>, bool), BuildError> {
+    let count = spec.cpus;
+    let mut supported = cpuid::supported(kvm)?;
     let interpreted = cpuid::looks_interpreted(supported.as_slice());
+    let template = spec.cpu_template.as_ref().map(CpuTemplateSpec::template);
+    if let Some(template) = &template {
+        template.check(kvm)?;
+        template.change_cpuid(supported.as_mut_slice())?;
+    }
     let tsc_deadline = kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
     let mut vcpus = Vec::with_capacity(count as usize);
     for index in 0..count {
@@ -329,10 +335,14 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u32) -> Result<(Vec<VcpuFd>, bool),
         for refused in boot_regs::set_common(&vcpu, true)? {
             tracing::info!("{refused}; the guest starts without it");
         }
+        if let Some(template) = &template {
+            template.change_msrs(&vcpu)?;
+        }
         vcpus.push(vcpu);
     }
     Ok((vcpus, interpreted))
 }
+
 /// Finds out what runs ring 0, before anything of the guest is in memory.
 fn probe_kind(vcpu: &mut VcpuFd, memory: &Arc<Memory>, hint: bool) -> Result<HostKind, BuildError> {
     // Any entry will do; PVH's needs no page tables.

@@ -4,6 +4,7 @@ use berth_arch::probe::kvm::KvmError;
 use berth_arch::x86_64::acpi::AcpiError;
 use berth_arch::x86_64::assist::AssistError;
 use berth_arch::x86_64::boot_regs::BootRegsError;
+use berth_arch::x86_64::cpu_template::CpuTemplateError;
 use berth_arch::x86_64::cpuid::CpuidError;
 use berth_arch::x86_64::kind::KindError;
 use berth_arch::x86_64::mptable::MpTableError;
@@ -34,6 +35,9 @@ pub enum BuildError {
     /// The vCPUs cannot be told what they are.
     #[error(transparent)]
     Cpuid(#[from] CpuidError),
+    /// The vCPUs cannot be as the template says.
+    #[error("cpu_template: {0}")]
+    CpuTemplate(#[from] CpuTemplateError),
     /// A vCPU cannot be set up.
     #[error(transparent)]
     Registers(#[from] BootRegsError),
@@ -112,6 +116,7 @@ impl BuildError {
         matches!(
             self,
             Self::Kvm(_)
+                | Self::CpuTemplate(_)
                 | Self::Memory(MemoryError::Map { .. } | MemoryError::Handler { .. })
                 | Self::Boot(_)
                 | Self::Disk { .. }

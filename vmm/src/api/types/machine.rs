@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Balloon, Drive, EntropyDevice, MmdsConfig, NetworkInterface, Vsock};
+use crate::spec::{Capability, CpuidModifier, MsrModifier};
 
 /// Which VM this is and where it is in its life.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -122,19 +123,19 @@ pub(crate) enum CpuTemplate {
     None,
 }
 
-/// A custom CPU template. Only one that changes nothing is taken.
+/// A custom CPU template.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct CpuConfig {
-    /// KVM capabilities to add or remove.
-    pub(crate) kvm_capabilities: Vec<String>,
+    /// Capabilities that KVM must have, or with an exclamation mark need not have.
+    pub(crate) kvm_capabilities: Vec<Capability>,
     /// Changes to CPUID.
-    pub(crate) cpuid_modifiers: Vec<serde_json::Value>,
+    pub(crate) cpuid_modifiers: Vec<CpuidModifier>,
     /// Changes to model-specific registers.
-    pub(crate) msr_modifiers: Vec<serde_json::Value>,
-    /// Changes to registers of Arm CPUs.
+    pub(crate) msr_modifiers: Vec<MsrModifier>,
+    /// Changes to registers of Arm CPUs, which are refused.
     pub(crate) reg_modifiers: Vec<serde_json::Value>,
-    /// Changes to features of Arm CPUs.
+    /// Changes to features of Arm CPUs, which are refused.
     pub(crate) vcpu_features: Vec<serde_json::Value>,
 }
 

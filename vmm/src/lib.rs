@@ -1,6 +1,7 @@
 //! Berth, a hosted hypervisor on KVM.
 
 pub mod api;
+mod beside;
 pub mod cli;
 pub mod client;
 mod console;

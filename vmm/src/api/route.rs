@@ -68,8 +68,24 @@ pub(crate) struct Scene<'a> {
     pub(crate) side: &'a mut Side,
 }
 
+/// What is left to wait for.
+pub(crate) struct Later(Box<dyn FnOnce() -> Result<Reply, ApiError> + Send>);
+
+impl Later {
+    /// Waits, and says what became of it. Not on the control thread, nor on the server's.
+    pub(crate) fn wait(self) -> Result<Reply, ApiError> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Later {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Later")
+    }
+}
+
 /// A success.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Reply {
     /// 204: done, nothing to say.
     Done,
@@ -77,9 +93,16 @@ pub(crate) enum Reply {
     Json(Vec<u8>),
     /// 200 and a text of this type.
     Text(&'static str, Vec<u8>),
+    /// The machine has done its part, and something else must be waited for.
+    Later(Later),
 }
 
 impl Reply {
+    /// What `wait` says when it is done with waiting.
+    pub(crate) fn later(wait: impl FnOnce() -> Result<Reply, ApiError> + Send + 'static) -> Self {
+        Self::Later(Later(Box::new(wait)))
+    }
+
     pub(crate) fn json<T: Serialize>(value: &T) -> Result<Self, ApiError> {
         serde_json::to_vec(value).map(Self::Json).map_err(|cause| {
             ApiError::new(
@@ -186,6 +209,24 @@ impl Route {
             Ok(Box::new(move |scene| {
                 obey(scene, &id, body).map(|()| Reply::Done)
             }))
+        };
+        Self {
+            body: Some(schema_of::<B>),
+            ..Self::machine(verb, path, summary, action)
+        }
+    }
+
+    /// An order of which more than the machine's part may be waited for ([`Reply::Later`]).
+    pub(crate) fn long<B: JsonSchema + DeserializeOwned + Send + 'static>(
+        verb: Verb,
+        path: &'static str,
+        summary: &'static str,
+        obey: fn(&mut Scene<'_>, &str, B) -> Result<Reply, ApiError>,
+    ) -> Self {
+        let action = move |request: Request| -> Result<Job, ApiError> {
+            let body: B = read(verb, &request.body)?;
+            let id = request.id;
+            Ok(Box::new(move |scene| obey(scene, &id, body)))
         };
         Self {
             body: Some(schema_of::<B>),

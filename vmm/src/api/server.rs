@@ -189,7 +189,13 @@ impl Server {
                 side: &mut side,
             }));
         })?;
-        answered.await.map_err(|_| ApiError::from(Gone))?
+        match answered.await.map_err(|_| ApiError::from(Gone))?? {
+            Reply::Later(later) => {
+                let waited = tokio::task::spawn_blocking(|| later.wait()).await;
+                waited.map_err(|_| ApiError::from(Gone))?
+            }
+            reply => Ok(reply),
+        }
     }
 
     /// Reads a body that may be no longer, and take no longer, than the limits say.
@@ -393,6 +399,8 @@ fn success(reply: Reply) -> Response<Out> {
             response
         }
         Reply::Json(bytes) => content(Out::Whole(Some(bytes.into())), "application/json"),
+        // Has been waited for.
+        Reply::Later(_) => success(Reply::Done),
         Reply::Text(kind, bytes) => content(Out::Whole(Some(bytes.into())), kind),
     }
 }

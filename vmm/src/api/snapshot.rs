@@ -1,10 +1,11 @@
 //! Snapshots by Firecracker's paths and by Berth's.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::configure::{after_start, before_start};
 use super::error::ApiError;
-use super::route::Scene;
+use super::route::{Reply, Scene};
 use super::types::{
     BerthSnapshot, BerthSnapshotKind, HugePages, MemoryBackendType, NetworkOverride, SnapshotCreateParams,
     SnapshotLoadParams, SnapshotType,
@@ -109,7 +110,7 @@ fn nets(
 }
 
 /// `POST /berth/v1/snapshot`
-pub(crate) fn take(scene: &mut Scene<'_>, _: &str, params: BerthSnapshot) -> Result<(), ApiError> {
+pub(crate) fn take(scene: &mut Scene<'_>, _: &str, params: BerthSnapshot) -> Result<Reply, ApiError> {
     after_start(scene)?;
     let ran = scene.machine.state() == MachineState::Running;
     let kind = match params.kind {
@@ -121,8 +122,13 @@ pub(crate) fn take(scene: &mut Scene<'_>, _: &str, params: BerthSnapshot) -> Res
         durable: params.durable.unwrap_or(true),
         ..SnapshotRequest::to(params.path)
     };
+    let stopped = Instant::now();
     scene.machine.pause()?;
-    let taken = scene.machine.snapshot(&request);
+    let taken = if params.beside {
+        scene.machine.begin_snapshot(&request).map(Some)
+    } else {
+        scene.machine.snapshot(&request).map(|_| None)
+    };
     // A guest whose snapshot failed goes on as if nobody had asked for one.
     let goes_on = match &taken {
         Ok(_) => params.resume.unwrap_or(ran),
@@ -130,7 +136,15 @@ pub(crate) fn take(scene: &mut Scene<'_>, _: &str, params: BerthSnapshot) -> Res
     };
     if goes_on {
         scene.machine.resume()?;
+        tracing::info!("the guest stood still for {:?} to be saved", stopped.elapsed());
     }
-    taken?;
-    Ok(())
+    let Some(writing) = taken? else {
+        return Ok(Reply::Done);
+    };
+    let events = scene.machine.events().clone();
+    Ok(Reply::later(move || {
+        writing.wait().map_err(MachineError::from)?;
+        events.emit(request.event());
+        Ok(Reply::Done)
+    }))
 }

@@ -207,7 +207,7 @@ fn own() -> Vec<Route> {
             berth::ctrl_alt_del,
         ),
         Route::plain(Post, "/berth/v1/kill", "End the VM and its process", berth::kill),
-        Route::order(
+        Route::long(
             Post,
             "/berth/v1/snapshot",
             "Save the VM in a folder",

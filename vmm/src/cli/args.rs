@@ -128,7 +128,7 @@ It stands still while its state and memory are written. Its disks are not part o
 const FORK_ABOUT: &str = "\
 Make clones of a VM that go on from where it is, in the background.
 
-The VM stands still only while it is saved. The clones share its memory, and its disks where the file system can, until they write. \
+The VM stands still only until its state is saved. The clones share its memory, and its disks where the file system can, until they write. \
 What must not be the same twice, a guest that notices (VM generation id) changes by itself.";
 
 const CONSOLE_ABOUT: &str = "\

@@ -69,20 +69,10 @@ pub(super) fn bases(root: &Path) -> PathBuf {
 }
 
 impl Base {
-    /// Saves a VM, which stands still only as long as that takes.
+    /// Saves a VM, which stands still only until its state is saved and its disks are frozen.
     pub fn of_vm(fleet: &Fleet, entry: &Entry) -> Result<Self, FleetError> {
         let folder = new_folder(fleet)?;
-        let base = (|| {
-            let state = entry.status()?.state;
-            if state == State::Running {
-                drive::ask(entry, "pause", "be forked")?;
-            }
-            let saved = save(entry, &folder);
-            if state == State::Running {
-                drive::ask(entry, "resume", "be resumed")?;
-            }
-            saved
-        })();
+        let base = save(entry, &folder);
         if base.is_err() {
             // Nobody knows it yet.
             let _ = fs::remove_dir_all(&folder);
@@ -225,21 +215,49 @@ fn new_folder(fleet: &Fleet) -> Result<PathBuf, FleetError> {
     Ok(folder)
 }
 
-/// Saves a VM that stands still.
+/// Saves a VM, which goes on as soon as it can.
 fn save(entry: &Entry, folder: &Path) -> Result<Base, FleetError> {
     let snapshot = folder.join("snapshot");
-    let body = json!({ "path": snapshot, "kind": "full", "resume": false, "durable": false });
-    drive::request(entry, "POST", "/berth/v1/snapshot", Some(&body), "be forked")?;
-    let spec = saved_spec(&snapshot)?;
-    let disks = freeze(&spec, folder)?;
+    let runs = entry.status()?.state == State::Running;
+    let spec = running_spec(entry)?;
+    // Frozen disks and memory must be of one moment.
+    let disks = if spec.disks.iter().all(|disk| disk.read_only) {
+        spec.disks.iter().map(|_| Frozen::ReadOnly).collect()
+    } else {
+        if runs {
+            drive::ask(entry, "pause", "be forked")?;
+        }
+        freeze(&spec, folder).inspect_err(|_| go_on(entry, runs))?
+    };
+    let body = json!({ "path": snapshot, "kind": "full", "resume": runs, "durable": false, "beside": true });
+    drive::request(entry, "POST", "/berth/v1/snapshot", Some(&body), "be forked")
+        .inspect_err(|_| go_on(entry, runs))?;
     let mut bases = entry.meta().bases.clone();
     bases.push(folder.to_owned());
     Ok(Base {
         bases,
         folder: folder.to_owned(),
+        spec: saved_spec(&snapshot)?,
         snapshot,
-        spec,
         disks,
+    })
+}
+
+/// Lets a VM that ran go on, if it does not.
+fn go_on(entry: &Entry, ran: bool) {
+    if ran {
+        // What went wrong before is what is said.
+        let _ = drive::ask(entry, "resume", "be resumed");
+    }
+}
+
+/// What a VM that runs is now.
+fn running_spec(entry: &Entry) -> Result<VmSpec, FleetError> {
+    let mut vm = drive::request(entry, "GET", "/berth/v1/vm", None, "be forked")?;
+    serde_json::from_value(vm["spec"].take()).map_err(|cause| FleetError::Refused {
+        name: entry.name().to_owned(),
+        user: false,
+        cause: format!("its description cannot be read: {cause}"),
     })
 }
 

@@ -11,7 +11,7 @@ use crate::events::EventKind;
 use crate::footprint;
 use crate::guest::Streams;
 use crate::snapshot::{
-    self, Found, HostFacts, SnapshotError, SnapshotReport, SnapshotRequest, SnapshotTarget,
+    self, Found, HostFacts, SnapshotError, SnapshotReport, SnapshotRequest, SnapshotTarget, Writing,
 };
 use crate::spec::{self, ConsoleSpec, Limits, NetSpec, SerialSpec, VmSpec};
 use crate::vm::{self, Built, Saved, SavedMemory};
@@ -64,12 +64,16 @@ impl Machine {
         self.need("be saved before it is paused", MachineState::Paused)?;
         let live = self.live("be saved")?;
         let report = snapshot::take(&live.vm, &live.spec, request)?;
-        let (SnapshotTarget::Directory(path) | SnapshotTarget::Files { state: path, .. }) = &request.target;
-        self.events.emit(EventKind::Snapshot {
-            path: path.clone(),
-            kind: request.kind.name(),
-        });
+        self.events.emit(request.event());
         Ok(report)
+    }
+
+    /// Takes a snapshot of the paused machine, which can go on at once: its memory is written as it is now, by a copy of this
+    /// process. Whoever waits for that should tell of it ([`Machine::events`]).
+    pub fn begin_snapshot(&mut self, request: &SnapshotRequest) -> Result<Writing, MachineError> {
+        self.need("be saved before it is paused", MachineState::Paused)?;
+        let live = self.live("be saved")?;
+        Ok(snapshot::begin(&live.vm, &live.spec, request)?)
     }
 
     /// Becomes the machine that was saved.

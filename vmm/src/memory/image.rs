@@ -126,12 +126,14 @@ pub(crate) enum Origin {
     Handler(Handler),
 }
 
-/// Writes `memory`, which stands still, to the empty `file`; a difference takes only what is this process's own.
+/// Writes `memory`, which stands still, to the empty `file`; a difference takes only what is this process's own. A process that
+/// has but one thread left may want no second one.
 pub(crate) fn write(
     memory: &Memory,
     origin: &Origin,
     file: &File,
     identity: Identity,
+    alone: bool,
 ) -> io::Result<Written> {
     let mut tail = Tail::new(identity);
     file.set_len(tail.file_size(identity.size))?;
@@ -158,7 +160,7 @@ pub(crate) fn write(
         keep_zeros: identity.difference,
     };
     let mut written = Written::default();
-    for (chunk, done) in chunks.iter().zip(writer.write_all(&chunks)?) {
+    for (chunk, done) in chunks.iter().zip(writer.write_all(&chunks, alone)?) {
         tail.sums[chunk.number()] = done.sum;
         for run in &chunk.own {
             tail.add_pages(chunk.offset + run.start as u64..chunk.offset + run.end as u64);
@@ -274,13 +276,13 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// Writes the chunks, on two threads if there are many.
-    fn write_all(&self, chunks: &[Chunk]) -> io::Result<Vec<Done>> {
+    fn write_all(&self, chunks: &[Chunk], alone: bool) -> io::Result<Vec<Done>> {
         let some = |chunks: &[Chunk]| {
             let mut buffer = vec![0; CHUNK];
             let done = chunks.iter().map(|chunk| self.write(chunk, &mut buffer));
             done.collect::<io::Result<Vec<_>>>()
         };
-        if chunks.len() < MANY {
+        if alone || chunks.len() < MANY {
             return some(chunks);
         }
         let (first, second) = chunks.split_at(chunks.len() / 2);

@@ -17,6 +17,7 @@ mod tests;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -27,6 +28,8 @@ pub use store::{DESCRIPTION, MEMORY, SnapshotTarget};
 
 pub use crate::memory::image::{ImageError, Written};
 
+use crate::beside::{self, Beside};
+use crate::events::EventKind;
 use crate::guest;
 use crate::memory::image::{self, Identity, Image, Origin};
 use crate::spec::VmSpec;
@@ -72,6 +75,15 @@ impl SnapshotRequest {
             target: SnapshotTarget::Directory(path.into()),
             kind: SnapshotKind::Full,
             durable: true,
+        }
+    }
+
+    /// What is told when it is taken.
+    pub(crate) fn event(&self) -> EventKind {
+        let (SnapshotTarget::Directory(path) | SnapshotTarget::Files { state: path, .. }) = &self.target;
+        EventKind::Snapshot {
+            path: path.clone(),
+            kind: self.kind.name(),
         }
     }
 }
@@ -150,53 +162,150 @@ pub(crate) fn take(
     request: &SnapshotRequest,
 ) -> Result<SnapshotReport, SnapshotError> {
     let start = Instant::now();
-    let path = match &request.target {
-        SnapshotTarget::Directory(path) | SnapshotTarget::Files { state: path, .. } => path,
-    };
-    let write = |cause| SnapshotError::Write {
-        path: path.clone(),
-        cause,
-    };
-    let id = SnapshotId::random().map_err(write)?;
-    let components = vm.save().map_err(SnapshotError::Save)?;
-    let mut staging = Staging::new(&request.target, &id.to_string()).map_err(write)?;
-    let (memory, origin) = vm.memory();
-    let base = match origin {
-        Origin::Image(image) if request.kind == SnapshotKind::Diff => Some(SnapshotId(image.identity.id)),
-        _ => None,
-    };
-    let file = staging.create_memory().map_err(write)?;
-    let identity = Identity {
-        id: id.0,
-        size: spec.memory.0,
-        difference: base.is_some(),
-    };
-    let written = image::write(memory, origin, &file, identity).map_err(write)?;
-    if request.durable {
-        file.sync_all().map_err(write)?;
-    }
-    let mut spec = spec.clone();
-    spec.take_paths_from(&std::env::current_dir().map_err(write)?);
-    let body = Body {
-        id,
-        created: since_1970(),
-        berth: env!("CARGO_PKG_VERSION").to_owned(),
-        host: HostFacts::here(vm.kind()),
-        guest: spec.kernel.is_none().then(|| guest::ID.to_owned()),
-        streams: vm.streams(),
-        memory: spec.memory.0,
-        base,
-        spec,
-        components,
-    };
-    let text = document::encode(&body).map_err(|cause| write(io::Error::other(cause)))?;
-    staging.write_state(&text, request.durable).map_err(write)?;
-    staging.commit(request.durable).map_err(write)?;
+    let pending = Pending::new(vm, spec, request)?;
+    let (id, path) = (SnapshotId(pending.identity.id), pending.path.clone());
+    let written = pending.finish(vm, false);
+    let written = written.map_err(|cause| SnapshotError::Write { path, cause })?;
     Ok(SnapshotReport {
         id,
         memory: written,
         milliseconds: start.elapsed().as_millis() as u64,
     })
+}
+
+/// A snapshot whose memory is still being written.
+#[derive(Debug)]
+pub struct Writing {
+    path: PathBuf,
+    /// None if it is done.
+    copy: Option<Beside>,
+}
+
+impl Writing {
+    /// Waits until it is whole and in its place. On any thread.
+    pub fn wait(self) -> Result<(), SnapshotError> {
+        let path = self.path;
+        let waited = self.copy.map_or(Ok(()), Beside::wait);
+        waited.map_err(|cause| SnapshotError::Write { path, cause })
+    }
+}
+
+/// The same; `vm` can go on at once, while a copy of this process writes the memory as it is now. Where there can be no copy, it
+/// is done when this returns.
+pub(crate) fn begin(vm: &Vm, spec: &VmSpec, request: &SnapshotRequest) -> Result<Writing, SnapshotError> {
+    let pending = Pending::new(vm, spec, request)?;
+    let path = pending.path.clone();
+    let write = |cause| SnapshotError::Write {
+        path: path.clone(),
+        cause,
+    };
+    let (_, origin) = vm.memory();
+    let mut keep = pending.staging.descriptors();
+    keep.push(pending.file.as_raw_fd());
+    if let Origin::Image(image) = origin {
+        keep.push(image.file.as_raw_fd());
+    }
+    let mut pending = Some(pending);
+    let copy = match origin {
+        // Its pages come to this process alone.
+        Origin::Handler(_) => None,
+        _ => beside::begin(&keep, &mut || {
+            pending
+                .take()
+                .map_or(Ok(()), |pending| pending.finish(vm, true).map(drop))
+        })
+        .inspect_err(|error| tracing::info!("the guest stands still while it is saved: {error}"))
+        .ok(),
+    };
+    // What is left here is the copy's if there is one.
+    if let Some(pending) = pending {
+        if copy.is_some() {
+            pending.staging.leave();
+        } else {
+            pending.finish(vm, false).map_err(write)?;
+        }
+    }
+    Ok(Writing { path, copy })
+}
+
+/// A snapshot that lacks its memory.
+struct Pending {
+    path: PathBuf,
+    staging: Staging,
+    file: File,
+    identity: Identity,
+    /// The description.
+    text: Vec<u8>,
+    durable: bool,
+}
+
+impl Pending {
+    /// Everything but the memory of `vm`.
+    fn new(vm: &Vm, spec: &VmSpec, request: &SnapshotRequest) -> Result<Self, SnapshotError> {
+        let path = match &request.target {
+            SnapshotTarget::Directory(path) | SnapshotTarget::Files { state: path, .. } => path,
+        };
+        let write = |cause| SnapshotError::Write {
+            path: path.clone(),
+            cause,
+        };
+        let id = SnapshotId::random().map_err(write)?;
+        let components = vm.save().map_err(SnapshotError::Save)?;
+        let mut staging = Staging::new(&request.target, &id.to_string()).map_err(write)?;
+        let (_, origin) = vm.memory();
+        let base = match origin {
+            Origin::Image(image) if request.kind == SnapshotKind::Diff => Some(SnapshotId(image.identity.id)),
+            _ => None,
+        };
+        let file = staging.create_memory().map_err(write)?;
+        let mut spec = spec.clone();
+        spec.take_paths_from(&std::env::current_dir().map_err(write)?);
+        let size = spec.memory.0;
+        let body = Body {
+            id,
+            created: since_1970(),
+            berth: env!("CARGO_PKG_VERSION").to_owned(),
+            host: HostFacts::here(vm.kind()),
+            guest: spec.kernel.is_none().then(|| guest::ID.to_owned()),
+            streams: vm.streams(),
+            memory: size,
+            base,
+            spec,
+            components,
+        };
+        Ok(Self {
+            path: path.clone(),
+            staging,
+            file,
+            identity: Identity {
+                id: id.0,
+                size,
+                difference: base.is_some(),
+            },
+            text: document::encode(&body).map_err(|cause| write(io::Error::other(cause)))?,
+            durable: request.durable,
+        })
+    }
+
+    /// Writes the memory, and puts everything in its place.
+    fn finish(self, vm: &Vm, alone: bool) -> io::Result<Written> {
+        let Self {
+            mut staging,
+            file,
+            identity,
+            text,
+            durable,
+            ..
+        } = self;
+        let (memory, origin) = vm.memory();
+        let written = image::write(memory, origin, &file, identity, alone)?;
+        if durable {
+            file.sync_all()?;
+        }
+        staging.write_state(&text, durable)?;
+        staging.commit(durable)?;
+        Ok(written)
+    }
 }
 
 fn since_1970() -> u64 {

@@ -11,6 +11,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,16 @@ impl Staging {
             },
         };
         Ok(staging)
+    }
+
+    /// Descriptors that hold locks.
+    pub(super) fn descriptors(&self) -> Vec<RawFd> {
+        self.locks.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
+    /// Leaves everything to somebody else, who has the locks too.
+    pub(super) fn leave(mut self) {
+        self.done = true;
     }
 
     /// The empty file for the memory.

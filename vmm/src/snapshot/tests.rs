@@ -172,7 +172,7 @@ fn two_files_are_the_old_snapshot_or_the_new_one_between_their_renames() {
             size: body.memory,
             difference: false,
         };
-        image::write(&ram, &Origin::Nothing, &file, identity).unwrap();
+        image::write(&ram, &Origin::Nothing, &file, identity, false).unwrap();
         fs::write(state, document::encode(&body).unwrap()).unwrap();
     };
     put([1; 16], &state, &memory);

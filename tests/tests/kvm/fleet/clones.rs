@@ -52,8 +52,11 @@ fn each_clone_has_its_own_tap_address_sockets_and_cid() {
         .arg("--vsock")
         .arg(format!("cid=100,path={}", vsock.display()))
         .inside(&netns)
+        .command(["sh", "-c", "echo up; while read -r line; do eval \"$line\"; done"])
         .finish();
     made.expect_code(0);
+    // A shell of its own would throw away what is typed before it looks.
+    fleet.attach("web", "", &["up"]);
     fleet.attach("web", "echo i am $((1 + 1))\n", &["i am 2"]);
     let sentence = fleet.run(["fork", "web"]).sentence(codes::USER);
     assert!(sentence.contains("--tap tap{}"), "{sentence}");

@@ -53,6 +53,10 @@ pub(crate) struct BerthSnapshot {
     /// Whether it must outlast a crash of the host from the moment it is done; it does unless this is false.
     #[serde(default)]
     pub(crate) durable: Option<bool>,
+    /// Whether the guest stands still only until its state is saved: a copy of the process then writes the memory as it was, and
+    /// the answer comes when that is done. What the guest writes meanwhile takes memory twice.
+    #[serde(default)]
+    pub(crate) beside: bool,
 }
 
 /// How much a snapshot saves.

@@ -35,7 +35,7 @@ fn fill(memory: &Memory, at: u64, len: usize, seed: u8) {
 
 fn saved(memory: &Memory, origin: &Origin, difference: bool) -> (File, Written) {
     let file = tempfile::tempfile().unwrap();
-    let written = write(memory, origin, &file, identity(difference)).unwrap();
+    let written = write(memory, origin, &file, identity(difference), false).unwrap();
     (file, written)
 }
 

@@ -22,6 +22,12 @@ pub fn floor() -> &'static Path {
     &PATH
 }
 
+/// The I/O benchmark (`bin/io-bench`).
+pub fn io_bench() -> &'static Path {
+    static PATH: LazyLock<PathBuf> = LazyLock::new(|| build("berth-tests", "io-bench"));
+    &PATH
+}
+
 /// A page-fault handler (`bin/pager.rs`).
 pub fn pager() -> &'static Path {
     static PATH: LazyLock<PathBuf> = LazyLock::new(|| build("berth-tests", "pager"));

@@ -184,6 +184,7 @@ impl Run<'_> {
             cycles,
             kicks: self.kicks,
             verified: 0,
+            lost: 0,
             interrupts: report::interrupts() - interrupts,
         })
     }

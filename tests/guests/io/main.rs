@@ -2,7 +2,7 @@
 //!
 //! - `boot.S` is both entries, [`start`] what it ends in; [`options`] reads the command line
 //! - [`mmio`] and [`pci`] reach devices, [`transport`] starts them; [`queue`] and [`packed`] are their rings
-//! - [`blk`] drives them; [`timing`] measures, [`report`] and [`serial`] say it
+//! - [`blk`] and [`net`] drive them; [`timing`] measures, [`report`] and [`serial`] say it
 //! - [`mem`], [`paging`], [`interrupts`] and [`acpi`] are the machine
 #![no_std]
 #![no_main]
@@ -13,6 +13,7 @@ mod failure;
 mod interrupts;
 mod mem;
 mod mmio;
+mod net;
 #[allow(dead_code)]
 mod options;
 mod packed;
@@ -133,7 +134,7 @@ fn run(info: &BootInfo, times: &mut Times) -> Result<(), Failure<'static>> {
     let mut arena = Arena::new(&raw const program_end as u64, info.ram_end);
     match options.bench {
         Bench::Blk => blk::run(find(info, &options, blk::KIND)?, &options, &mut arena, times),
-        Bench::Net => Err(Failure::NoDevice),
+        Bench::Net => net::run(find(info, &options, net::KIND)?, &options, &mut arena, times),
     }
 }
 

@@ -47,6 +47,12 @@ pub fn words(at: u64, len: usize) -> &'static mut [u64] {
     unsafe { core::slice::from_raw_parts_mut(at as *mut u64, len / 8) }
 }
 
+/// The same as bytes.
+pub fn bytes(at: u64, len: usize) -> &'static mut [u8] {
+    // SAFETY: see the top of this file; callers pass buffers of their own that are not in flight.
+    unsafe { core::slice::from_raw_parts_mut(at as *mut u8, len) }
+}
+
 /// The text that ends with NUL.
 pub fn text(at: u64) -> &'static str {
     let len = (0..4096).take_while(|offset| read8(at + offset) != 0).count();

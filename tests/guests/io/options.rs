@@ -146,7 +146,7 @@ pub struct Window {
 /// Reads the whole line.
 pub fn parse(line: &str) -> Result<Options, Problem<'_>> {
     let mut options = Options::DEFAULT;
-    let mut asked = None;
+    let (mut asked, mut bs) = (None, None);
     for word in line.split_ascii_whitespace() {
         let Some((key, value)) = word.split_once('=') else {
             continue;
@@ -178,7 +178,7 @@ pub fn parse(line: &str) -> Result<Options, Problem<'_>> {
                     wrong("an operation of what bench= says"),
                 ));
             }
-            "bs" => options.bs = within(1, 1 << 20, "a size up to 1M")? as u32,
+            "bs" => bs = Some(within(1, 1 << 20, "a size up to 1M")? as u32),
             "depth" => options.depth = within(1, MAX_DEPTH as u64, "a number from 1 to 256")? as u16,
             "ms" => options.ms = within(1, 3_600_000, "a number of milliseconds from 1 to an hour")?,
             "count" => options.count = within(1, u64::MAX, "a number of operations")?,
@@ -212,6 +212,9 @@ pub fn parse(line: &str) -> Result<Options, Problem<'_>> {
         return Err(misplaced);
     }
     options.op = op;
+    // A page, or the longest frame that Ethernet has.
+    let usual = if options.bench == Bench::Net { 1514 } else { 4096 };
+    options.bs = bs.unwrap_or(usual);
     if options.ms == 0 && options.count == 0 {
         options.count = 1000;
     }

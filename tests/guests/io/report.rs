@@ -21,6 +21,8 @@ pub struct Measured {
     pub kicks: u64,
     /// Requests, frames or sectors whose content was compared.
     pub verified: u64,
+    /// Frames that did not come.
+    pub lost: u64,
     /// Interrupts that came.
     pub interrupts: u64,
 }
@@ -82,6 +84,7 @@ pub fn results(options: &Options, device: &Device, measured: &Measured, times: &
         ("kick_p50_ns", ns(times.kick.percentile(50))),
         ("interrupts", measured.interrupts),
         ("verified", measured.verified),
+        ("lost", measured.lost),
     ] {
         let _ = write!(Serial, ",\"{name}\":{value}");
     }

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use berth_tests::guests;
-use berth_tests::invocation::run;
+use berth_tests::invocation::{Invocation, run};
+use berth_tests::{guests, program};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -109,5 +109,34 @@ fn what_cannot_be_is_said_and_ends_the_guest() {
     ] {
         let error = line("auto", words, 1)["error"].as_str().unwrap().to_owned();
         assert!(error.contains(expected), "{words}: {error}");
+    }
+}
+
+#[test]
+fn the_runner_measures_every_case_under_berth_and_on_the_host_and_all_content_is_right() {
+    let (folder, path) = disk();
+    let json = folder.path().join("out.json");
+    let outcome = Invocation::of(program::io_bench())
+        .args(["--runs", "1", "--ms", "20", "--words", "verify=1", "--berth"])
+        .arg(program::berth())
+        .arg("--file")
+        .arg(path)
+        .arg("--json")
+        .arg(&json)
+        .finish();
+    outcome.expect_code(0);
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let cases = report["cases"].as_array().unwrap();
+    assert!(cases.len() >= 10, "{outcome}");
+    for case in cases {
+        for monitor in case["monitors"].as_array().unwrap() {
+            let line = &monitor["samples"][0]["line"];
+            assert!(line["operations"].as_u64() > Some(0), "{case}: {outcome}");
+            let compares =
+                ["read", "answer", "received"].map(|word| case["case"].as_str().unwrap().contains(word));
+            if monitor["name"] == "Berth" && compares.contains(&true) {
+                assert!(line["verified"].as_u64() > Some(0), "{case}: {outcome}");
+            }
+        }
     }
 }

@@ -39,6 +39,20 @@ pub(crate) fn built_in() -> Vec<Case> {
         ),
         ("notify to completion", "bench=blk op=id depth=1"),
         ("notify to interrupt", "bench=blk op=id depth=1 wait=irq"),
+        (
+            "1514 byte frames sent, depth 64",
+            "bench=net op=tx bs=1514 depth=64",
+        ),
+        ("60 byte frames sent, depth 64", "bench=net op=tx bs=60 depth=64"),
+        (
+            "1514 byte frames received, depth 128",
+            "bench=net op=rx bs=1514 depth=128 wait=irq",
+        ),
+        ("frame and its answer", "bench=net op=pingpong bs=60"),
+        (
+            "frame and its answer, by interrupt",
+            "bench=net op=pingpong bs=60 wait=irq",
+        ),
     ]
     .into_iter()
     .map(|(name, words)| Case {

@@ -2,7 +2,7 @@
 //!
 //! One request at a time is pread and pwrite; more are io_uring with the file and the buffers registered. `op=id`, which needs no file,
 //! is a byte that one thread gives another by an eventfd, whose answer the first waits for in memory: what a notification and a
-//! completion cost that need no monitor.
+//! completion cost that need no monitor. Networks are in `floor_net`.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, opcode, types};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::floor_net;
 use crate::options::{self, Op};
 
 #[derive(clap::Args)]
@@ -29,7 +30,7 @@ pub(crate) struct Options {
 }
 
 /// Times of a run, nanoseconds.
-struct Times {
+pub(crate) struct Times {
     operations: Vec<u64>,
     elapsed: Duration,
 }
@@ -54,14 +55,14 @@ impl Span {
 }
 
 /// Collects what falls into the span.
-struct Collector {
+pub(crate) struct Collector {
     span: Span,
     operations: Vec<u64>,
     last: Instant,
 }
 
 impl Collector {
-    fn new(asked: &options::Options) -> Self {
+    pub(crate) fn new(asked: &options::Options) -> Self {
         let span = Span::new(asked);
         Self {
             last: span.from,
@@ -71,7 +72,7 @@ impl Collector {
     }
 
     /// An operation begun at `begun` is done; whether to go on.
-    fn done(&mut self, begun: Instant) -> bool {
+    pub(crate) fn done(&mut self, begun: Instant) -> bool {
         let now = Instant::now();
         if now >= self.span.from {
             self.operations.push(now.duration_since(begun).as_nanos() as u64);
@@ -80,7 +81,7 @@ impl Collector {
         now < self.span.until && (self.operations.len() as u64) < self.span.most
     }
 
-    fn finish(self) -> Times {
+    pub(crate) fn finish(self) -> Times {
         Times {
             elapsed: self.last.duration_since(self.span.from),
             operations: self.operations,
@@ -127,6 +128,7 @@ pub(crate) fn main(options: &Options) {
     let asked = options::parse(&options.words).unwrap_or_else(|problem| panic!("{problem}"));
     let mut times = match asked.op {
         Op::Id => wake(&asked),
+        Op::Tx | Op::Rx | Op::PingPong => floor_net::run(&asked),
         Op::Flush => flush(&asked, &open(options)),
         _ if asked.depth == 1 => one_by_one(&asked, &open(options)),
         _ => ring(&asked, &open(options)),
@@ -159,10 +161,11 @@ fn open(options: &Options) -> File {
         .unwrap_or_else(|error| panic!("{}: {error}", options.file.display()))
 }
 
-/// Memory for requests, aligned for O_DIRECT.
+/// Memory for requests, aligned for O_DIRECT. Zeros, which the guest takes for blocks that nobody wrote.
 fn buffer(len: usize) -> &'static mut [u8] {
     const ALIGN: usize = 4096;
-    let whole = vec![0x5a_u8; len + ALIGN].leak();
+    let whole = vec![1_u8; len + ALIGN].leak();
+    whole.fill(0);
     let skip = whole.as_ptr().align_offset(ALIGN);
     &mut whole[skip..skip + len]
 }

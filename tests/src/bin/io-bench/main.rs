@@ -12,11 +12,13 @@
 
 mod case;
 mod floor;
+mod floor_net;
 mod measure;
 mod monitor;
 #[path = "../../../guests/io/options.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod options;
+mod partner;
 mod process;
 mod report;
 

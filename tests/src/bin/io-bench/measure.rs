@@ -1,12 +1,16 @@
 //! Rounds of runs, and what each said.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use berth_tests::netns::Netns;
 use serde::{Deserialize, Serialize};
 
 use crate::case::Case;
 use crate::monitor::{Given, Monitor};
+use crate::options::{self, Bench, Op};
+use crate::partner::{self, TAP};
 use crate::process;
 
 /// What all runs have in common.
@@ -32,6 +36,10 @@ pub(crate) struct Line {
     pub(crate) kicks: u64,
     pub(crate) kick_p50_ns: u64,
     pub(crate) interrupts: u64,
+    #[serde(default)]
+    pub(crate) verified: u64,
+    #[serde(default)]
+    pub(crate) lost: u64,
 }
 
 /// One run.
@@ -107,13 +115,23 @@ pub(crate) fn measure(case: &Case, monitors: &[Monitor], setting: &Setting) -> M
 }
 
 fn sample(monitor: &Monitor, words: &str, setting: &Setting) -> Result<Sample, String> {
+    let asked = options::parse(words).map_err(|problem| problem.to_string())?;
+    let netns = (asked.bench == Bench::Net).then(|| Netns::with_tap(TAP, "10.99.0.1/24"));
     let given = Given {
         words,
         disk: &setting.disk,
         direct: setting.direct,
+        netns: netns.as_ref(),
     };
     let deadline = Duration::from_secs(30) + 3 * Duration::from_millis(setting.ms);
-    let finished = process::run(monitor.command(&given), deadline);
+    let command = monitor.command(&given);
+    let finished = match &netns {
+        // What is only sent needs nobody who listens.
+        Some(netns) if asked.op != Op::Tx => {
+            with_partner(netns, asked.bs as usize, || process::run(command, deadline))
+        }
+        _ => process::run(command, deadline),
+    };
     let line = finished
         .stdout
         .lines()
@@ -124,6 +142,17 @@ fn sample(monitor: &Monitor, words: &str, setting: &Setting) -> Result<Sample, S
         line,
         cpu_us: finished.cpu_us,
         elapsed_us: finished.elapsed.as_micros() as u64,
+    })
+}
+
+fn with_partner<T>(netns: &Netns, bs: usize, work: impl FnOnce() -> T) -> T {
+    let socket = partner::socket(netns);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| partner::serve(&socket, bs, &stop));
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        result
     })
 }
 

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use berth_tests::guests;
+use berth_tests::netns::Netns;
 use serde_json::json;
+
+use crate::partner::TAP;
 
 /// Guest memory, MiB: room for the largest depth and size together is not needed.
 const MEMORY: u64 = 512;
@@ -36,6 +39,8 @@ pub(crate) struct Given<'a> {
     pub(crate) words: &'a str,
     pub(crate) disk: &'a Path,
     pub(crate) direct: bool,
+    /// Where there is a tap to give it.
+    pub(crate) netns: Option<&'a Netns>,
 }
 
 impl Monitor {
@@ -63,7 +68,15 @@ impl Monitor {
 
     /// The command of one run.
     pub(crate) fn command(&self, given: &Given) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = match given.netns {
+            None => Command::new(&self.path),
+            Some(netns) => {
+                let prefix = netns.prefix();
+                let mut command = Command::new(&prefix[0]);
+                command.args(&prefix[1..]).arg(&self.path);
+                command
+            }
+        };
         match self.kind {
             Kind::Berth => self.berth(given, &mut command),
             Kind::Firecracker => self.firecracker(given, &mut command),
@@ -86,15 +99,22 @@ impl Monitor {
             .arg(guests::io())
             .args(["--cmdline", given.words])
             .args(["--disk", &format!("{}{}", given.disk.display(), self.disk)]);
+        if given.netns.is_some() {
+            command.args(["--net", &format!("tap={TAP}")]);
+        }
     }
 
     fn firecracker(&self, given: &Given, command: &mut Command) {
+        let nets = given
+            .netns
+            .map(|_| json!({ "iface_id": "net", "host_dev_name": TAP }));
         let config = json!({
             "boot-source": { "kernel_image_path": guests::io(), "boot_args": given.words },
             "drives": [{
                 "drive_id": "disk", "path_on_host": given.disk, "is_root_device": false, "is_read_only": false,
                 "io_engine": "Async",
             }],
+            "network-interfaces": nets.as_slice(),
             "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY },
         });
         let path = self.folder.path().join("vm.json");
@@ -129,6 +149,14 @@ fn qemu(given: &Given, command: &mut Command) {
         "id=disk,file={},format=raw,if=none,aio=io_uring,cache.direct={direct}",
         given.disk.display()
     );
+    if given.netns.is_some() {
+        command
+            .args([
+                "-netdev",
+                &format!("tap,id=net,ifname={TAP},script=no,downscript=no,vhost=off"),
+            ])
+            .args(["-device", "virtio-net-device,netdev=net"]);
+    }
     command
         // The feature that is left out stops QEMU on hosts whose KVM does not take its register.
         .args([

@@ -24,12 +24,17 @@ pub(crate) fn rows(measured: &Measured) -> String {
         let of = |value: fn(&Sample) -> f64| median(runs.samples.iter().map(value).collect());
         let ratio = |value: fn(&Sample) -> f64| {
             let pairs = berth.iter().zip(&runs.samples);
-            median(pairs.map(|(ours, theirs)| value(ours) / value(theirs)).collect())
+            let ratio = median(pairs.map(|(ours, theirs)| value(ours) / value(theirs)).collect());
+            if ratio.is_finite() {
+                format!("{ratio:.2}")
+            } else {
+                "–".to_owned()
+            }
         };
         let p50 = |sample: &Sample| sample.line.p50_ns as f64 / 1e3;
         let _ = writeln!(
             text,
-            " {:.0} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} | {:.2} |",
+            " {:.0} | {:.1} | {:.1} | {:.1} | {:.2} | {} | {} |",
             of(Sample::per_second),
             of(p50),
             of(|sample| sample.line.p99_ns as f64 / 1e3),

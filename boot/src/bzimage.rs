@@ -24,6 +24,39 @@ pub(crate) fn is_bzimage(image: &Image) -> io::Result<bool> {
     Ok(field(image, BOOT_FLAG)? == Some([0x55, 0xaa]) && field(image, HEADER)? == Some(*b"HdrS"))
 }
 
+/// What the setup header says about the kernel.
+pub(crate) struct Header {
+    pub(crate) protocol: (u8, u8),
+    pub(crate) version: Option<String>,
+    pub(crate) cmdline: Option<u32>,
+}
+
+/// The setup header, of a bzImage.
+pub(crate) fn header(image: &Image) -> io::Result<Option<Header>> {
+    const KERNEL_VERSION: u64 = 0x20e;
+    const CMDLINE_SIZE: u64 = 0x238;
+    /// The protocol that introduced the command line's size.
+    const WITH_SIZE: u16 = 0x206;
+    const MAX_VERSION: usize = 128;
+    if !is_bzimage(image)? {
+        return Ok(None);
+    }
+    let Some(protocol) = field(image, VERSION)?.map(u16::from_le_bytes) else {
+        return Ok(None);
+    };
+    let at = field(image, KERNEL_VERSION)?.map_or(0, u16::from_le_bytes);
+    let text = image.read_at(u64::from(at) + 0x200, MAX_VERSION)?;
+    let end = text.iter().position(|byte| !(b' '..0x7f).contains(byte));
+    let version = end.map(|end| String::from_utf8_lossy(&text[..end]).into_owned());
+    Ok(Some(Header {
+        protocol: ((protocol >> 8) as u8, protocol as u8),
+        version: version.filter(|version| at != 0 && !version.is_empty()),
+        cmdline: field(image, CMDLINE_SIZE)?
+            .map(u32::from_le_bytes)
+            .filter(|size| protocol >= WITH_SIZE && *size != 0),
+    }))
+}
+
 /// Where the compressed kernel lies in the file.
 pub(crate) fn payload(name: &str, image: &Image) -> Result<Range<u64>, BootError> {
     let malformed = |what: String| BootError::Malformed {

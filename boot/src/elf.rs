@@ -107,6 +107,34 @@ pub(crate) fn load(
     Ok(Loaded { entry, end })
 }
 
+/// The entry points of a kernel.
+pub(crate) struct Entries {
+    pub(crate) linux64: Option<u64>,
+    pub(crate) pvh: Option<u64>,
+}
+
+/// Finds the entry points without a guest.
+pub(crate) fn entries(name: &str, image: &Image) -> Result<Entries, BootError> {
+    let read = |cause| BootError::Read {
+        what: "kernel",
+        name: name.to_owned(),
+        cause,
+    };
+    let (entry, headers) = parse(image).map_err(read)?.map_err(|what| BootError::Malformed {
+        name: name.to_owned(),
+        what,
+    })?;
+    let notes = Notes::read(image, &headers).map_err(read)?;
+    let found = |policy| match choose_entry(policy, entry, &headers, &notes) {
+        Ok(BootEntry::Linux64 { rip } | BootEntry::Pvh { rip }) => Some(rip),
+        Err(_) => None,
+    };
+    Ok(Entries {
+        linux64: found(EntryPolicy::Linux64),
+        pvh: found(EntryPolicy::Pvh),
+    })
+}
+
 type Parsed = (u64, Vec<ProgramHeader>);
 
 /// The entry address and the program headers.

@@ -99,7 +99,7 @@ impl Image {
     }
 
     /// All of it, for a decoder.
-    fn into_bytes(self) -> io::Result<Vec<u8>> {
+    pub(crate) fn into_bytes(self) -> io::Result<Vec<u8>> {
         match self {
             Self::File { mut file, len } => {
                 if len > MAX_PACKED {

@@ -11,6 +11,7 @@ mod compression;
 mod elf;
 mod error;
 mod image;
+mod inspect;
 mod params;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ pub use compression::Compression;
 pub use elf::EntryPolicy;
 pub use error::BootError;
 pub use image::KernelSource;
+pub use inspect::{KernelReport, inspect};
 
 /// What to boot.
 #[derive(Debug, Clone, Copy)]

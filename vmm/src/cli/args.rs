@@ -11,6 +11,8 @@ use super::fleet::args::{
     ConsoleArgs, EventsArgs, ForkArgs, InspectArgs, LogsArgs, PsArgs, RemoveArgs, RestoreArgs, SaveArgs,
     StateDir, StopArgs, VmsArgs,
 };
+use super::image::ImageArgs;
+use super::kernel::KernelArgs;
 use crate::exit_code;
 use crate::logging::Filter;
 use crate::spec::{
@@ -74,6 +76,10 @@ pub enum Command {
     Rm(RemoveArgs),
     /// Print what happens to VMs, as it happens
     Events(EventsArgs),
+    /// Make root images from directories and tar files, and say what an image is
+    Image(ImageArgs),
+    /// Say what a kernel file is
+    Kernel(KernelArgs),
     /// List the guests that are kept booted for warm starts, or clear them
     #[command(long_about = CACHE_ABOUT)]
     Cache(CacheArgs),

@@ -16,6 +16,8 @@ use schemars::schema_for;
 mod args;
 mod cache;
 mod fleet;
+mod image;
+mod kernel;
 mod refusal;
 mod run;
 mod say;
@@ -55,6 +57,8 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Wait(args) => fleet::wait(&args),
         Command::Rm(args) => fleet::remove(args),
         Command::Events(args) => fleet::events(args),
+        Command::Image(args) => image::run(&args),
+        Command::Kernel(args) => kernel::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Doctor(args) => examine(&args),
         Command::Snapshot(args) => match &args.verb {

@@ -54,6 +54,39 @@ impl BuildOptions {
             })
     }
 
+    /// The label as it stands in a superblock.
+    pub(super) fn label_bytes(&self) -> Result<[u8; 16], ImageError> {
+        let label = self.label.as_deref().unwrap_or_default().as_bytes();
+        let mut bytes = [0; 16];
+        match bytes.get_mut(..label.len()) {
+            Some(place) if !label.contains(&0) => place.copy_from_slice(label),
+            _ => {
+                return Err(ImageError::Option {
+                    field: "label",
+                    what: format!(
+                        "{:?} is longer than 16 bytes, or has a byte 0 in it",
+                        self.label()
+                    ),
+                });
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn label(&self) -> &str {
+        self.label.as_deref().unwrap_or_default()
+    }
+
+    /// The UUID asked for.
+    pub(super) fn uuid_bytes(&self) -> Result<Option<[u8; 16]>, ImageError> {
+        let Some(text) = &self.uuid else { return Ok(None) };
+        let uuid = uuid::Uuid::parse_str(text).map_err(|_| ImageError::Option {
+            field: "uuid",
+            what: format!("{text:?} is no UUID; write one like 01234567-89ab-8def-8123-456789abcdef"),
+        })?;
+        Ok(Some(uuid.into_bytes()))
+    }
+
     /// Takes relative paths from `folder`.
     pub fn take_paths_from(&mut self, folder: &Path) {
         let inputs = self.from.iter_mut().filter(|path| path.as_os_str() != "-");
@@ -63,6 +96,11 @@ impl BuildOptions {
             *path = folder.join(&*path);
         }
     }
+}
+
+/// A UUID as it is written.
+pub(super) fn uuid_text(bytes: [u8; 16]) -> String {
+    uuid::Uuid::from_bytes(bytes).to_string()
 }
 
 /// A kind of image.

@@ -1,0 +1,214 @@
+//! The file of an image while it is made: without a name until it is complete, so that nothing half-made can be left behind,
+//! whatever ends the program.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
+use rustix::io::Errno;
+
+use super::ImageError;
+
+/// A file with a temporary name, where the file system knows no files without one; for whoever catches the signals that would
+/// leave it behind.
+#[derive(Debug, Clone, Default)]
+pub struct Partial(Arc<Mutex<Option<PathBuf>>>);
+
+impl Partial {
+    /// Removes the file, if there is one.
+    pub fn discard(&self) {
+        if let Some(path) = self.slot().take() {
+            // Its name says what it is.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An image's file before it has its name.
+pub(super) struct Output {
+    file: File,
+    /// Where it goes.
+    path: PathBuf,
+    partial: Partial,
+}
+
+impl Output {
+    pub(super) fn create(path: &Path, partial: &Partial) -> Result<Self, ImageError> {
+        let refused = |what: String| ImageError::Option {
+            field: "output",
+            what,
+        };
+        if path.as_os_str().is_empty() {
+            return Err(refused("it is missing; name the file to make".to_owned()));
+        }
+        // A link stays one: what it leads to is replaced.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if fs::metadata(&path).is_ok_and(|data| !data.is_file()) {
+            return Err(refused(format!(
+                "{} is there and no regular file; name a file",
+                path.display()
+            )));
+        }
+        let file = match nameless(&path) {
+            Ok(file) => file,
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => named(&path, partial)?,
+            Err(error) => return Err(ImageError::io(&path)(error.into())),
+        };
+        Ok(Self {
+            file,
+            path,
+            partial: partial.clone(),
+        })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The folder that it goes to.
+    pub(super) fn folder(&self) -> PathBuf {
+        folder(&self.path)
+    }
+
+    /// A path by which other programs reach the file.
+    pub(super) fn reach(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
+    }
+
+    /// Gives the file its name, in place of what had it.
+    pub(super) fn commit(self) -> Result<PathBuf, ImageError> {
+        self.place().map_err(ImageError::io(&self.path))?;
+        Ok(self.path.clone())
+    }
+
+    fn place(&self) -> io::Result<()> {
+        if self.partial.slot().is_none() {
+            let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            match linkat(CWD, &own, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
+                Err(Errno::EXIST) => {}
+                result => return Ok(result?),
+            }
+            // A link replaces nothing, a new name does.
+            let name = temporary(&self.path);
+            *self.partial.slot() = Some(name.clone());
+            let linked = linkat(CWD, &own, CWD, &name, AtFlags::SYMLINK_FOLLOW);
+            if linked.is_err() {
+                self.partial.slot().take();
+                linked?;
+            }
+        }
+        let mut name = self.partial.slot();
+        if let Some(name) = &*name {
+            fs::rename(name, &self.path)?;
+        }
+        name.take();
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.partial.discard();
+    }
+}
+
+fn nameless(path: &Path) -> Result<File, Errno> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    openat(CWD, folder(path), flags, Mode::from_raw_mode(0o666)).map(File::from)
+}
+
+fn named(path: &Path, partial: &Partial) -> Result<File, ImageError> {
+    let name = temporary(path);
+    let mut slot = partial.slot();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&name)
+        .map_err(ImageError::io(path))?;
+    *slot = Some(name);
+    Ok(file)
+}
+
+/// A name beside `path` that nobody else uses while this process runs.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.partial", std::process::id()));
+    folder(path).join(name)
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<OsString> {
+        fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect()
+    }
+
+    #[test]
+    fn a_file_has_no_name_before_it_is_complete_and_then_replaces_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        for text in ["one", "two"] {
+            let output = Output::create(&path, &Partial::default()).unwrap();
+            output.file().write_all(text.as_bytes()).unwrap();
+            let before = usize::from(text != "one");
+            assert_eq!(names(folder.path()).len(), before);
+            output.commit().unwrap();
+            assert_eq!(names(folder.path()), ["image"]);
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        drop(Output::create(&path, &Partial::default()).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+    }
+
+    #[test]
+    fn a_file_with_a_temporary_name_goes_unless_it_is_completed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let make = || {
+            let partial = Partial::default();
+            Output {
+                file: named(&path, &partial).unwrap(),
+                path: path.clone(),
+                partial,
+            }
+        };
+        drop(make());
+        assert!(names(folder.path()).is_empty());
+        make().commit().unwrap();
+        assert_eq!(names(folder.path()), ["image"]);
+    }
+
+    #[test]
+    fn a_folder_or_a_device_is_no_place_for_an_image() {
+        for path in ["/dev/null", "/tmp"] {
+            let error = Output::create(Path::new(path), &Partial::default())
+                .err()
+                .unwrap()
+                .to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+    }
+}

@@ -1,10 +1,12 @@
 //! What stores a disk's bytes.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::DiskError;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{DiskError, FileOptions};
 use crate::virtio::queue::GuestIo;
 
 /// Bytes of a sector: the unit of sizes and offsets.
@@ -48,8 +50,8 @@ pub enum Operation<'a> {
 
 /// Where a disk's bytes are. Owned by the block device, on its I/O thread.
 ///
-/// A backend may do an operation at once or begin it. In the latter case the guest buffers stay valid until
-/// [`completed`](Self::completed) has returned the operation's token: the device keeps the request, and memory with it.
+/// A backend may do an operation at once or begin it. In the latter case it keeps guest memory mapped
+/// ([`HeldIo`](crate::virtio::queue::HeldIo)), and [`completed`](Self::completed) returns the operation's token when it is done.
 pub trait DiskBackend: Send {
     /// What to call it in messages, for example its path.
     fn name(&self) -> String;
@@ -59,6 +61,10 @@ pub trait DiskBackend: Send {
     fn refresh(&mut self, _path: &Path) -> Option<Result<(), DiskError>> {
         None
     }
+    /// How a file that takes the place of this one is to be used.
+    fn options(&self) -> FileOptions {
+        FileOptions::default()
+    }
     /// Whether the bytes can change at all.
     fn writable(&self) -> bool;
     /// Does `operation` and returns how that went, or begins it and returns nothing.
@@ -67,10 +73,11 @@ pub trait DiskBackend: Send {
     fn settle(&mut self) -> io::Result<()> {
         Ok(())
     }
-    /// Becomes readable when an operation that was begun is complete. Listened to edge-triggered.
-    fn event(&self) -> Option<RawFd> {
-        None
-    }
+    /// From now on `event` is to be signalled when an operation that was begun is complete. A backend that was not told of one does
+    /// everything at once.
+    fn notify(&mut self, _event: Arc<EventFd>) {}
+    /// There are no more operations for now: hands over what was begun.
+    fn commit(&mut self) {}
     /// An operation that is complete, by its token, and how it went. If `wait` is set and any is under way, waits for one.
     fn completed(&mut self, _wait: bool) -> Option<(u16, io::Result<()>)> {
         None

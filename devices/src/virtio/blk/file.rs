@@ -2,17 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{DiskBackend, Operation, SECTOR};
-
-/// What is written where a range must be zero and the file system cannot do it.
-static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+use super::engine::{Engine, Jobs};
+use super::store::Store;
 
 /// Why a file cannot be a disk. Each is a sentence for the user.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +101,17 @@ pub enum DiskError {
         /// The device.
         path: PathBuf,
     },
+    /// No way past the page cache.
+    #[error(
+        "{path}: cannot be used past the page cache ({cause}); its file system may have no direct I/O: leave direct out",
+        path = .path.display()
+    )]
+    Direct {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        cause: io::Error,
+    },
     /// Anything else.
     #[error("{path}: cannot be opened: {cause}", path = .path.display())]
     Open {
@@ -112,28 +122,68 @@ pub enum DiskError {
     },
 }
 
+/// How a file is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileOptions {
+    /// It is only read.
+    pub read_only: bool,
+    /// Past the host's page cache, where requests are aligned as that needs.
+    pub direct: bool,
+    /// Who does the work.
+    pub engine: Engine,
+}
+
 /// A raw file or block device, locked against others as long as it lives.
-#[derive(Debug)]
 pub struct FileDisk {
     path: PathBuf,
-    file: File,
+    store: Arc<Store>,
+    jobs: Jobs,
     size: u64,
-    read_only: bool,
+    options: FileOptions,
+}
+
+impl std::fmt::Debug for FileDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("FileDisk").field(&self.path).finish()
+    }
 }
 
 impl FileDisk {
     /// Opens `path`, whose size must be a multiple of 512 bytes, and locks it: for itself alone if it may be written, else
     /// together with other readers.
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Self, DiskError> {
+        let options = FileOptions {
+            read_only,
+            ..Default::default()
+        };
+        Self::open_with(path, options)
+    }
+
+    /// Opens `path` as [`open`](Self::open) does, to be used in a certain way.
+    pub fn open_with(path: impl AsRef<Path>, options: FileOptions) -> Result<Self, DiskError> {
         let path = path.as_ref().to_owned();
+        let FileOptions {
+            read_only,
+            direct,
+            engine,
+        } = options;
         let file = open(&path, read_only)?;
         lock(&file, &path, read_only)?;
         let size = measure(&file, &path)?;
+        let mut store = Store::new(file);
+        if direct {
+            store.open_direct(read_only).map_err(|cause| DiskError::Direct {
+                path: path.clone(),
+                cause,
+            })?;
+        }
+        let store = Arc::new(store);
         let disk = Self {
             path,
-            file,
+            jobs: Jobs::new(engine, store.clone()),
+            store,
             size,
-            read_only,
+            options,
         };
         disk.warn_of_other_formats();
         Ok(disk)
@@ -141,65 +191,20 @@ impl FileDisk {
 
     /// The file.
     pub(super) fn file(&self) -> &File {
-        &self.file
+        self.store.file()
     }
 
     /// A guest may have written such bytes to its raw disk, so they are no reason to refuse it.
     fn warn_of_other_formats(&self) {
         let mut magic = [0; 4];
-        if self.file.read_exact_at(&mut magic, 0).is_ok() && &magic == b"QFI\xfb" {
+        if self.file().read_exact_at(&mut magic, 0).is_ok() && &magic == b"QFI\xfb" {
             let path = self.path.display();
             tracing::warn!(
                 "{path}: looks like a qcow2 image, but is used as a raw one; qemu-img convert -O raw makes it one"
             );
         }
     }
-
-    fn run(&self, operation: Operation<'_>) -> io::Result<()> {
-        match operation {
-            Operation::Read { offset, mut to } => to.read_exact_at(self.file.as_fd(), offset),
-            Operation::Write { offset, mut from } => from.write_all_at(self.file.as_fd(), offset),
-            Operation::Flush => self.file.sync_data(),
-            Operation::Discard { offset, len } => Ok(self.fallocate(PUNCH_HOLE, offset, len)?),
-            Operation::WriteZeroes { offset, len, unmap } => self.write_zeroes(offset, len, unmap),
-        }
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        let mode = if unmap {
-            PUNCH_HOLE
-        } else {
-            FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE)
-        };
-        match self.fallocate(mode, offset, len) {
-            Ok(()) => Ok(()),
-            // Older file systems, and devices that cannot.
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.store_zeroes(offset, len),
-            Err(cause) => Err(cause.into()),
-        }
-    }
-
-    fn store_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
-        while len > 0 {
-            let piece = len.min(ZEROES.len() as u64);
-            self.file.write_all_at(&ZEROES[..piece as usize], offset)?;
-            offset += piece;
-            len -= piece;
-        }
-        Ok(())
-    }
-
-    fn fallocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
-        loop {
-            match fallocate(&self.file, mode, offset, len) {
-                Err(Errno::INTR) => {}
-                result => return result,
-            }
-        }
-    }
 }
-
-const PUNCH_HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
 impl DiskBackend for FileDisk {
     fn name(&self) -> String {
@@ -211,20 +216,36 @@ impl DiskBackend for FileDisk {
     }
 
     fn refresh(&mut self, path: &Path) -> Option<Result<(), DiskError>> {
-        let (there, here) = (std::fs::metadata(path).ok()?, self.file.metadata().ok()?);
+        let (there, here) = (std::fs::metadata(path).ok()?, self.file().metadata().ok()?);
         if (there.dev(), there.ino()) != (here.dev(), here.ino()) {
             return None;
         }
-        let measured = measure(&self.file, path);
+        let measured = measure(self.file(), path);
         Some(measured.map(|size| self.size = size))
     }
 
-    fn writable(&self) -> bool {
-        !self.read_only
+    fn options(&self) -> FileOptions {
+        self.options
     }
 
-    fn submit(&mut self, _: u16, operation: Operation<'_>) -> Option<io::Result<()>> {
-        Some(self.run(operation))
+    fn writable(&self) -> bool {
+        !self.options.read_only
+    }
+
+    fn notify(&mut self, event: Arc<EventFd>) {
+        self.jobs.notify(event);
+    }
+
+    fn submit(&mut self, token: u16, operation: Operation<'_>) -> Option<io::Result<()>> {
+        self.jobs.submit(token, operation)
+    }
+
+    fn commit(&mut self) {
+        self.jobs.commit();
+    }
+
+    fn completed(&mut self, wait: bool) -> Option<(u16, io::Result<()>)> {
+        self.jobs.completed(wait)
     }
 }
 

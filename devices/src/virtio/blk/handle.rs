@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use super::{Block, DiskBackend, DiskError, FileDisk};
+use super::{Block, DiskBackend, DiskError, FileDisk, FileOptions};
 use crate::limiter::LimiterChange;
 use crate::virtio::mailbox::{Caller, DeviceGone};
 
@@ -20,9 +20,6 @@ pub enum BlockError {
     /// The guest may write to the disk.
     #[error("{0}: is read-only, but the guest may write to the disk; give a file that can be written")]
     ReadOnly(String),
-    /// One of the two answers later, which is listened to from the start.
-    #[error("{0}: a disk of this kind cannot be exchanged while the VM runs")]
-    Fixed(String),
 }
 
 /// A disk for whoever controls the VM. Every call returns when the device has done it.
@@ -42,12 +39,12 @@ impl BlockHandle {
     pub fn set_path(&self, path: PathBuf) -> Result<(), BlockError> {
         let same = path.clone();
         let known = self.caller.call(move |block| block.refresh(&same))?;
-        let read_only = match known {
+        let options = match known {
             Ok(()) => return Ok(()),
             Err(Refresh::Failed(cause)) => return Err(cause.into()),
-            Err(Refresh::Other { read_only }) => read_only,
+            Err(Refresh::Other(options)) => options,
         };
-        let file = FileDisk::open(path, read_only)?;
+        let file = FileDisk::open_with(path, options)?;
         self.replace(Box::new(file))
     }
 
@@ -59,8 +56,8 @@ impl BlockHandle {
 
 /// Why a disk's file is not only to be measured anew.
 pub(super) enum Refresh {
-    /// It is another file. The disk is read-only or not.
-    Other { read_only: bool },
+    /// It is another file, to be used as this one is.
+    Other(FileOptions),
     /// It is the file, and no disk any more.
     Failed(DiskError),
 }

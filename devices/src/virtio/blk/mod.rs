@@ -1,28 +1,37 @@
 //! virtio-blk: a disk (virtio 1.3, section 5.2).
 //!
-//! One queue. A request is a header, data and a status byte, cut into buffers as the driver likes. Data goes between guest
-//! memory and the [`DiskBackend`] without a copy; whatever goes wrong there is in the request's status byte.
+//! One queue or several, all on one thread. A request is a header, data and a status byte, cut into buffers as the driver likes. Data
+//! goes between guest memory and the [`DiskBackend`] without a copy; whatever goes wrong there is in the request's status byte.
 
 mod backend;
+mod engine;
 mod file;
 mod handle;
 mod overlay;
+mod pool;
 mod request;
+mod ring;
+mod store;
 #[cfg(test)]
 mod tests;
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
 pub use backend::{DiskBackend, Operation, SECTOR, StaticDisk};
-pub use file::{DiskError, FileDisk};
+pub use engine::Engine;
+pub use file::{DiskError, FileDisk, FileOptions};
 pub use handle::{BlockError, BlockHandle};
 pub use overlay::OverlayDisk;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::config_change::ConfigChange;
 use super::device::{DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice};
@@ -52,9 +61,16 @@ const CALL: u32 = 2;
 const WRITE_ZEROES: u64 = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
+/// Most queues of a disk.
+pub const MAX_QUEUES: u16 = 16;
+
 /// How a disk appears to the guest.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BlockConfig {
+    /// Queues, up to [`MAX_QUEUES`]; 0 is 1.
+    pub queues: u16,
+    /// Each write lasts when it is answered, and the guest need not flush.
+    pub write_through: bool,
     /// The guest may not write, even if the backend could.
     pub read_only: bool,
     /// What GET_ID answers, padded with zeros: the disk's serial number.
@@ -66,8 +82,9 @@ pub struct Block {
     backend: Box<dyn DiskBackend>,
     serial: [u8; 20],
     read_only: bool,
+    write_through: bool,
     config: [u8; CONFIG_LEN],
-    queue: Option<DeviceQueue>,
+    lanes: Vec<Lane>,
     features: u64,
     /// Requests by token, reused. Those not in `free` are with the backend.
     slots: Vec<Slot>,
@@ -77,15 +94,26 @@ pub struct Block {
     control: Option<Control>,
 }
 
+/// A queue, and how many of its requests are with the backend.
+#[derive(Default)]
+struct Lane {
+    queue: Option<DeviceQueue>,
+    under_way: u32,
+}
+
 /// What a disk has that can be changed while it runs.
 struct Control {
     limiter: Limiter,
     mailbox: Mailbox<Block>,
+    /// Signalled by the backend when it has completed something.
+    completed: Arc<EventFd>,
 }
 
 /// A request.
 struct Slot {
     chain: RequestChain,
+    /// The queue it came from.
+    lane: u16,
     command: Command,
     /// It is a write whose bytes are stored and now being made to last.
     flushing: bool,
@@ -94,14 +122,21 @@ struct Slot {
 impl Block {
     /// A disk whose bytes are in `backend`.
     pub fn new(backend: Box<dyn DiskBackend>, config: BlockConfig) -> Self {
-        let BlockConfig { read_only, serial } = config;
+        let BlockConfig {
+            queues,
+            write_through,
+            read_only,
+            serial,
+        } = config;
         let read_only = read_only || !backend.writable();
+        let queues = queues.clamp(1, MAX_QUEUES);
         Self {
-            config: config_space(backend.size()),
+            config: config_space(backend.size(), queues),
             backend,
             serial: serial.unwrap_or_default(),
             read_only,
-            queue: None,
+            write_through,
+            lanes: (0..queues).map(|_| Lane::default()).collect(),
             features: 0,
             slots: Vec::new(),
             free: Vec::new(),
@@ -116,7 +151,13 @@ impl Block {
     pub fn controlled(mut self, limits: LimiterConfig) -> io::Result<(Self, BlockHandle)> {
         let (caller, mailbox) = mailbox::channel()?;
         let limiter = Limiter::new(limits)?;
-        self.control = Some(Control { limiter, mailbox });
+        let completed = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        self.backend.notify(completed.clone());
+        self.control = Some(Control {
+            limiter,
+            mailbox,
+            completed,
+        });
         Ok((self, BlockHandle { caller }))
     }
 
@@ -124,28 +165,35 @@ impl Block {
         if let Some(control) = &mut self.control {
             control.limiter.change(change);
         }
-        self.process_queue(0);
+        self.process_all();
+    }
+
+    fn process_all(&mut self) {
+        for index in 0..self.lanes.len() {
+            self.process_queue(index as u16);
+        }
     }
 
     /// Measures the file at `path` anew, if it is the disk's.
     fn refresh(&mut self, path: &Path) -> Result<(), Refresh> {
         self.settle();
-        let refreshed = self.backend.refresh(path).ok_or(Refresh::Other {
+        let refreshed = self.backend.refresh(path).ok_or(Refresh::Other(FileOptions {
             read_only: self.read_only,
-        })?;
+            ..self.backend.options()
+        }))?;
         refreshed.map_err(Refresh::Failed)?;
         self.resized();
         Ok(())
     }
 
-    fn replace(&mut self, backend: Box<dyn DiskBackend>) -> Result<(), BlockError> {
-        if self.backend.event().is_some() || backend.event().is_some() {
-            return Err(BlockError::Fixed(backend.name()));
-        }
+    fn replace(&mut self, mut backend: Box<dyn DiskBackend>) -> Result<(), BlockError> {
         if !self.read_only && !backend.writable() {
             return Err(BlockError::ReadOnly(backend.name()));
         }
         self.settle();
+        if let Some(control) = &self.control {
+            backend.notify(control.completed.clone());
+        }
         self.backend = backend;
         self.resized();
         Ok(())
@@ -153,14 +201,11 @@ impl Block {
 
     /// Answers what is in flight.
     fn settle(&mut self) {
-        if let Some(mut queue) = self.queue.take() {
-            self.collect(&mut queue, true);
-            self.queue = Some(queue);
-        }
+        self.collect(|block| block.free.len() < block.slots.len());
     }
 
     fn resized(&mut self) {
-        self.config = config_space(self.backend.size());
+        self.config = config_space(self.backend.size(), self.lanes.len() as u16);
         self.change.announce();
     }
 
@@ -184,10 +229,11 @@ impl Block {
     }
 
     /// Takes one request and answers it, or lets the backend begin it. False if there was none.
-    fn step(&mut self, queue: &mut DeviceQueue) -> bool {
+    fn step(&mut self, lane: u16, queue: &mut DeviceQueue) -> bool {
         let token = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
                 chain: queue.new_chain(),
+                lane,
                 command: Command::Flush,
                 flushing: false,
             });
@@ -219,6 +265,7 @@ impl Block {
             }
             Ok(command) => {
                 slot.command = command;
+                slot.lane = lane;
                 slot.flushing = false;
                 self.submit(queue, token);
             }
@@ -242,8 +289,9 @@ impl Block {
             Command::Discard { offset, len } => Operation::Discard { offset, len },
             Command::WriteZeroes { offset, len, unmap } => Operation::WriteZeroes { offset, len, unmap },
         };
-        if let Some(result) = self.backend.submit(token, operation) {
-            self.done(queue, token, result);
+        match self.backend.submit(token, operation) {
+            Some(result) => self.done(queue, token, result),
+            None => self.lanes[usize::from(self.slots[usize::from(token)].lane)].under_way += 1,
         }
     }
 
@@ -254,9 +302,10 @@ impl Block {
         if result.is_ok() && changes && !slot.flushing && self.features & FLUSH == 0 {
             // A driver that will not flush is promised that each write lasts when it is answered.
             slot.flushing = true;
+            let lane = usize::from(slot.lane);
             match self.backend.submit(token, Operation::Flush) {
                 Some(flushed) => self.done(queue, token, flushed),
-                None => return,
+                None => self.lanes[lane].under_way += 1,
             }
             return;
         }
@@ -284,15 +333,32 @@ impl Block {
         self.free.push(token);
     }
 
-    /// Answers what the backend has completed. If `wait`, all that it ever began.
-    fn collect(&mut self, queue: &mut DeviceQueue, wait: bool) {
+    /// Answers what the backend has completed, and waits for more of it as long as `wanting` says so.
+    fn collect(&mut self, wanting: impl Fn(&Self) -> bool) {
+        self.backend.commit();
         while self.free.len() < self.slots.len() {
+            let wait = wanting(self);
             let Some((token, result)) = self.backend.completed(wait) else {
                 break;
             };
-            self.done(queue, token, result);
+            let Some(lane) = self
+                .slots
+                .get(usize::from(token))
+                .map(|slot| usize::from(slot.lane))
+            else {
+                continue;
+            };
+            // A queue stops only when nothing of it is under way.
+            let Some(mut queue) = self.lanes[lane].queue.take() else {
+                continue;
+            };
+            self.lanes[lane].under_way -= 1;
+            self.done(&mut queue, token, result);
+            self.lanes[lane].queue = Some(queue);
         }
-        queue.signal();
+        for queue in self.lanes.iter_mut().filter_map(|lane| lane.queue.as_mut()) {
+            queue.signal();
+        }
     }
 }
 
@@ -303,16 +369,20 @@ impl VirtioDevice for Block {
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_TOPOLOGY;
-        features |= if self.read_only {
-            1 << VIRTIO_BLK_F_RO
-        } else {
-            FLUSH | DISCARD | WRITE_ZEROES
+        features |= match (self.read_only, self.write_through) {
+            (true, _) => 1 << VIRTIO_BLK_F_RO,
+            // Without the feature a driver takes each write for one that lasts, which it then is.
+            (false, true) => DISCARD | WRITE_ZEROES,
+            (false, false) => FLUSH | DISCARD | WRITE_ZEROES,
         };
+        if self.lanes.len() > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
+        }
         DeviceTraits {
             kind: KIND,
             name: "blk",
             features,
-            queue_sizes: vec![QUEUE_SIZE],
+            queue_sizes: vec![QUEUE_SIZE; self.lanes.len()],
             config_len: CONFIG_LEN as u64,
         }
     }
@@ -333,22 +403,24 @@ impl VirtioDevice for Block {
         queue: QueueResources,
         at: Option<QueueState>,
     ) -> Result<(), StartError> {
-        if index != 0 {
+        let Some(lane) = self.lanes.get_mut(usize::from(index)) else {
             return Err(StartError::NoSuchQueue { index });
-        }
+        };
         self.features = queue.features;
         let interrupt = queue.interrupt.clone();
-        self.queue = Some(DeviceQueue::new(index, queue, at)?);
+        lane.queue = Some(DeviceQueue::new(index, queue, at)?);
         self.change.started(interrupt);
         Ok(())
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
-        if index != 0 {
-            return None;
+        let lane = usize::from(index);
+        self.lanes.get(lane)?.queue.as_ref()?;
+        self.collect(|block| block.lanes[lane].under_way > 0);
+        let queue = self.lanes[lane].queue.take()?;
+        if self.lanes.iter().any(|lane| lane.queue.is_some()) {
+            return Some(queue.stop());
         }
-        let mut queue = self.queue.take()?;
-        self.collect(&mut queue, true);
         self.slots.clear();
         self.free.clear();
         if let Some(control) = &mut self.control {
@@ -365,29 +437,35 @@ impl VirtioDevice for Block {
     }
 
     fn process_queue(&mut self, index: u16) {
-        if index != 0
-            || self
-                .control
-                .as_ref()
-                .is_some_and(|control| control.limiter.waits())
-        {
+        let limiter = self.control.as_ref().map(|control| &control.limiter);
+        if limiter.is_some_and(Limiter::waits) {
             return;
         }
-        if let Some(mut queue) = self.queue.take() {
-            queue.drain_by(|queue| self.step(queue));
-            self.queue = Some(queue);
+        let lane = usize::from(index);
+        let Some(mut queue) = self.lanes.get_mut(lane).and_then(|lane| lane.queue.take()) else {
+            return;
+        };
+        queue.drain_by(|queue| self.step(index, queue));
+        self.lanes[lane].queue = Some(queue);
+        if self.free.len() < self.slots.len() {
+            self.collect(|_| false);
         }
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        let completed = self
-            .backend
-            .event()
-            .map(|fd| EventSource { fd, token: COMPLETED });
         let control = self.control.iter();
-        let control =
-            control.flat_map(|control| [control.limiter.source(ADMIT), control.mailbox.source(CALL)]);
-        completed.into_iter().chain(control).collect()
+        let sources = control.flat_map(|control| {
+            let completed = EventSource {
+                fd: control.completed.as_raw_fd(),
+                token: COMPLETED,
+            };
+            [
+                completed,
+                control.limiter.source(ADMIT),
+                control.mailbox.source(CALL),
+            ]
+        });
+        sources.collect()
     }
 
     fn process_event(&mut self, token: u32) {
@@ -396,13 +474,8 @@ impl VirtioDevice for Block {
             _ => false,
         };
         match (token, &mut self.control) {
-            (COMPLETED, _) => {
-                if let Some(mut queue) = self.queue.take() {
-                    self.collect(&mut queue, false);
-                    self.queue = Some(queue);
-                }
-            }
-            (ADMIT, _) if admits => self.process_queue(0),
+            (COMPLETED, _) => self.collect(|_| false),
+            (ADMIT, _) if admits => self.process_all(),
             (CALL, Some(control)) => {
                 for call in control.mailbox.calls() {
                     call(self);
@@ -414,7 +487,7 @@ impl VirtioDevice for Block {
 }
 
 /// `struct virtio_blk_config` (section 5.2.4).
-fn config_space(size: u64) -> [u8; CONFIG_LEN] {
+fn config_space(size: u64, queues: u16) -> [u8; CONFIG_LEN] {
     let mut config = [0; CONFIG_LEN];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &(size / SECTOR).to_le_bytes());
@@ -424,6 +497,7 @@ fn config_space(size: u64) -> [u8; CONFIG_LEN] {
     put(24, &[PHYSICAL_BLOCK_EXP]);
     // min_io_size: one physical block.
     put(26, &(1_u16 << PHYSICAL_BLOCK_EXP).to_le_bytes());
+    put(34, &queues.to_le_bytes());
     put(36, &MAX_DISCARD.to_le_bytes());
     put(40, &1_u32.to_le_bytes());
     put(44, &(1_u32 << PHYSICAL_BLOCK_EXP).to_le_bytes());

@@ -4,7 +4,7 @@ mod requests;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -12,9 +12,10 @@ use proptest::arbitrary::any;
 use proptest::proptest;
 use proptest::test_runner::Config;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
+use crate::limiter::LimiterConfig;
 use crate::virtio::conformance::ring::Part;
 use crate::virtio::conformance::{self, Request, Subject};
 
@@ -32,8 +33,9 @@ struct TestState {
     log: Vec<&'static str>,
     /// Errors for the next operations.
     errors: VecDeque<io::Error>,
-    /// Answers wait here until the event is looked at, last first.
-    later: Option<(EventFd, Vec<Answer>)>,
+    /// Answers come later: they wait here, last first.
+    later: Option<Vec<Answer>>,
+    event: Option<Arc<EventFd>>,
 }
 
 impl TestDisk {
@@ -47,7 +49,7 @@ impl TestDisk {
 
     fn later() -> Self {
         let disk = Self::new();
-        disk.0.lock().unwrap().later = Some((EventFd::new(EFD_NONBLOCK).unwrap(), Vec::new()));
+        disk.0.lock().unwrap().later = Some(Vec::new());
         disk
     }
 
@@ -100,38 +102,50 @@ impl DiskBackend for TestDisk {
     fn submit(&mut self, token: u16, operation: Operation<'_>) -> Option<io::Result<()>> {
         let mut state = self.0.lock().unwrap();
         let result = state.run(operation);
-        let Some((event, answers)) = &mut state.later else {
+        let state = &mut *state;
+        let (Some(answers), Some(event)) = (&mut state.later, &state.event) else {
             return Some(result);
         };
         answers.push((token, result));
         event.write(1).unwrap();
         None
     }
-    fn event(&self) -> Option<RawFd> {
-        self.0
-            .lock()
-            .unwrap()
-            .later
-            .as_ref()
-            .map(|(event, _)| event.as_raw_fd())
+    fn notify(&mut self, event: Arc<EventFd>) {
+        self.0.lock().unwrap().event = Some(event);
     }
     fn completed(&mut self, _: bool) -> Option<Answer> {
-        let mut state = self.0.lock().unwrap();
-        let (event, answers) = state.later.as_mut()?;
-        let _ = event.read();
-        answers.pop()
+        self.0.lock().unwrap().later.as_mut()?.pop()
     }
+}
+
+/// A disk that `backend` can answer later.
+pub(super) fn disk(backend: impl DiskBackend + 'static, config: BlockConfig) -> Box<dyn VirtioDevice> {
+    let block = Block::new(Box::new(backend), config).controlled(LimiterConfig::default());
+    Box::new(block.unwrap().0)
 }
 
 /// Writes a sector, then reads it back, and so on.
 pub(super) fn write_then_read() -> Request {
-    let pattern = |number: u32| [(number / 2) as u8 ^ 0x5a; SECTOR as usize];
+    requests(|number| u64::from(number / 2) % SECTORS)
+}
+
+/// Writes to the first half of the disk and reads from the other, which is full of patterns: for disks that answer in any order.
+pub(super) fn write_or_read() -> Request {
+    const HALF: u64 = SECTORS / 2;
+    requests(|number| u64::from(number / 2) % HALF + u64::from(number % 2) * HALF)
+}
+
+fn pattern(number: u32) -> [u8; SECTOR as usize] {
+    [(number / 2 % (SECTORS / 2) as u32) as u8 ^ 0x5a; SECTOR as usize]
+}
+
+/// Even requests write and odd ones read, at the sector that `at` says.
+fn requests(at: impl Fn(u32) -> u64 + 'static) -> Request {
     Request {
         queue: 0,
         prepare: Box::new(move |memory, base, number| {
             let data = base + 0x1000;
-            let sector = u64::from(number / 2) % SECTORS;
-            header(memory, base, 1 - number % 2, sector);
+            header(memory, base, 1 - number % 2, at(number));
             memory.write_slice(&[0xff], GuestAddress(base + 0x2000)).unwrap();
             let (data, len) = if number.is_multiple_of(2) {
                 memory.write_slice(&pattern(number), GuestAddress(data)).unwrap();
@@ -193,13 +207,58 @@ fn a_disk_in_a_file_conforms() {
 #[test]
 fn a_disk_that_answers_later_conforms() {
     let disk = TestDisk::later();
-    let make = move || -> Box<dyn VirtioDevice> {
-        Box::new(Block::new(Box::new(disk.clone()), BlockConfig::default()))
-    };
     conformance::run(&Subject {
-        make: Box::new(make),
+        make: Box::new(move || self::disk(disk.clone(), BlockConfig::default())),
         request: write_then_read(),
     });
+}
+
+#[test]
+fn a_disk_with_several_queues_conforms() {
+    for number in 0..3 {
+        let disk = TestDisk::later();
+        let config = BlockConfig {
+            queues: 3,
+            ..Default::default()
+        };
+        conformance::run(&Subject {
+            make: Box::new(move || self::disk(disk.clone(), config)),
+            request: Request {
+                queue: number,
+                ..write_then_read()
+            },
+        });
+    }
+}
+
+#[test]
+fn every_engine_conforms_past_the_page_cache_and_through_it() {
+    // A file system with direct I/O, which that of temporary files need not be.
+    let here = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(here.parent().unwrap()).unwrap();
+    for engine in [Engine::Auto, Engine::Ring, Engine::Threads, Engine::Sync] {
+        for direct in [false, true] {
+            let path = folder.path().join("disk");
+            image(&path);
+            let half: Vec<u8> = (0..SECTORS as u32).step_by(2).flat_map(pattern).collect();
+            let disk_file = File::options().write(true).open(&path).unwrap();
+            disk_file.write_all_at(&half, half.len() as u64).unwrap();
+            let options = FileOptions {
+                direct,
+                engine,
+                ..Default::default()
+            };
+            conformance::run(&Subject {
+                make: Box::new(move || {
+                    disk(
+                        FileDisk::open_with(&path, options).unwrap(),
+                        BlockConfig::default(),
+                    )
+                }),
+                request: write_or_read(),
+            });
+        }
+    }
 }
 
 #[test]
@@ -242,7 +301,8 @@ proptest! {
     #[test]
     fn survives_any_driver(data in proptest::collection::vec(any::<u8>(), 0..600)) {
         for disk in [TestDisk::new(), TestDisk::later()] {
-            let device = || Box::new(Block::new(Box::new(disk.clone()), BlockConfig::default()));
+            let config = BlockConfig { queues: 2, ..Default::default() };
+            let device = || self::disk(disk.clone(), config);
             conformance::fuzz_mmio(device(), &data);
             conformance::fuzz_queue(device(), &data);
         }

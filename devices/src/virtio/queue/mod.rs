@@ -27,7 +27,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use chain::{Buffer, ChainError, MAX_INDIRECT, RequestChain};
-pub use segments::{Datagram, GuestIo, Segments};
+pub use segments::{Datagram, GuestIo, HeldIo, Segments};
 
 use super::counters::DeviceCounters;
 use super::device::{DeviceInterrupt, QueueResources, QueueState, StartError};

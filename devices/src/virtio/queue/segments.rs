@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
@@ -30,7 +31,7 @@ impl Segments {
     }
 
     /// Begins a list of segments of `memory`.
-    pub fn start<'a>(&'a mut self, memory: &'a Memory) -> GuestIo<'a> {
+    pub fn start<'a>(&'a mut self, memory: &'a Arc<Memory>) -> GuestIo<'a> {
         self.list.clear();
         GuestIo {
             list: &mut self.list,
@@ -54,7 +55,7 @@ pub struct Datagram {
 /// front.
 pub struct GuestIo<'a> {
     list: &'a mut Vec<libc::iovec>,
-    memory: &'a Memory,
+    memory: &'a Arc<Memory>,
     first: usize,
     len: u64,
 }
@@ -87,10 +88,28 @@ impl GuestIo<'_> {
         self.len == 0
     }
 
-    /// The segments that are left, for calls that this type does not know (io_uring). They stay valid as long as the
-    /// memory, so whoever keeps them beyond `self` must hold the memory too.
+    /// The segments that are left.
     pub fn segments(&self) -> &[libc::iovec] {
         &self.list[self.first..]
+    }
+
+    /// Reads once from `offset` on in the file what is there without waiting for a device; `WouldBlock` if nothing is. Returns the
+    /// bytes read.
+    pub fn read_now_at(&mut self, fd: BorrowedFd, offset: u64) -> io::Result<usize> {
+        let (list, count) = self.window();
+        let at = i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: as in `readv`.
+        let moved = unsafe { libc::preadv2(fd.as_raw_fd(), list, count, at, libc::RWF_NOWAIT) };
+        self.advance(moved)
+    }
+
+    /// Writes once to the file from `offset` on what it takes without waiting; `WouldBlock` if nothing. Returns the bytes written.
+    pub fn write_now_at(&mut self, fd: BorrowedFd, offset: u64) -> io::Result<usize> {
+        let (list, count) = self.window();
+        let at = i64::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: as in `readv`; the kernel only reads here.
+        let moved = unsafe { libc::pwritev2(fd.as_raw_fd(), list, count, at, libc::RWF_NOWAIT) };
+        self.advance(moved)
     }
 
     /// Reads once from `fd` into the segments; returns the bytes read.
@@ -234,20 +253,78 @@ impl GuestIo<'_> {
         Ok(moved)
     }
 
-    fn skip(&mut self, mut bytes: usize) {
+    fn skip(&mut self, bytes: usize) {
         self.len = self.len.saturating_sub(bytes as u64);
-        while bytes > 0 {
-            let Some(piece) = self.list.get_mut(self.first) else {
-                return;
-            };
-            if bytes < piece.iov_len {
-                piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(bytes).cast();
-                piece.iov_len -= bytes;
-                return;
-            }
-            bytes -= piece.iov_len;
-            self.first += 1;
+        self.first += skip(&mut self.list[self.first..], bytes);
+    }
+}
+
+/// Takes `bytes` bytes off the front of `list`; returns how many segments are used up.
+fn skip(list: &mut [libc::iovec], mut bytes: usize) -> usize {
+    for (used, piece) in list.iter_mut().enumerate() {
+        if bytes < piece.iov_len {
+            piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(bytes).cast();
+            piece.iov_len -= bytes;
+            return used;
         }
+        bytes -= piece.iov_len;
+    }
+    list.len()
+}
+
+/// Segments for an operation that goes on after the call that began it. They keep guest memory mapped.
+#[derive(Default)]
+pub struct HeldIo {
+    list: Vec<libc::iovec>,
+    first: usize,
+    len: u64,
+    memory: Option<Arc<Memory>>,
+}
+
+// SAFETY: the pointers in `list` are into the guest memory that `memory` keeps mapped, wherever the value goes; guest memory may be touched
+// by any thread.
+unsafe impl Send for HeldIo {}
+
+impl HeldIo {
+    /// Takes over what is left of `io`. What was held before is forgotten: nothing may be under way with it.
+    pub fn hold(&mut self, io: &GuestIo<'_>) {
+        self.list.clear();
+        self.list.extend_from_slice(io.segments());
+        self.first = 0;
+        self.len = io.len;
+        self.memory = Some(io.memory.clone());
+    }
+
+    /// The segments, for a call that returns when it is done with them.
+    pub fn io(&mut self) -> Option<GuestIo<'_>> {
+        Some(GuestIo {
+            list: &mut self.list,
+            memory: self.memory.as_ref()?,
+            first: self.first,
+            len: self.len,
+        })
+    }
+
+    /// The segments that are left. They stay where they are as long as `self` is not given others.
+    pub fn segments(&self) -> &[libc::iovec] {
+        let left = &self.list[self.first..];
+        &left[..left.len().min(IOV_MAX)]
+    }
+
+    /// Bytes left.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// So many bytes were moved.
+    pub fn skip(&mut self, bytes: usize) {
+        self.len = self.len.saturating_sub(bytes as u64);
+        self.first += skip(&mut self.list[self.first..], bytes);
     }
 }
 

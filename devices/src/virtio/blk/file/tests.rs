@@ -131,35 +131,36 @@ fn discarded_space_goes_back_to_the_host_and_zeroed_ranges_read_as_zeros() {
     let path = folder.path().join("disk");
     let len = 1 << 20;
     std::fs::write(&path, vec![7; len as usize]).unwrap();
-    let disk = FileDisk::open(&path, false).unwrap();
-    disk.run(Operation::Flush).unwrap();
-    let before = disk.file.metadata().unwrap().blocks();
+    let store = Store::new(open(&path, false).unwrap());
+    store.run(Operation::Flush).unwrap();
+    let before = store.file().metadata().unwrap().blocks();
     let zeros_from = |offset: u64, count: usize| {
         let mut bytes = vec![1; count];
-        disk.file.read_exact_at(&mut bytes, offset).unwrap();
+        store.file().read_exact_at(&mut bytes, offset).unwrap();
         bytes.iter().all(|byte| *byte == 0)
     };
-    match disk.run(Operation::Discard {
+    match store.run(Operation::Discard {
         offset: 0,
         len: len / 2,
     }) {
-        Ok(()) => assert!(disk.file.metadata().unwrap().blocks() < before),
+        Ok(()) => assert!(store.file().metadata().unwrap().blocks() < before),
         // A file system without holes.
         Err(cause) => assert_eq!(cause.kind(), io::ErrorKind::Unsupported),
     }
     for (offset, unmap) in [(len / 2, true), (len / 4 * 3, false)] {
-        disk.run(Operation::WriteZeroes {
-            offset,
-            len: 5 * 512,
-            unmap,
-        })
-        .unwrap();
+        store
+            .run(Operation::WriteZeroes {
+                offset,
+                len: 5 * 512,
+                unmap,
+            })
+            .unwrap();
         assert!(zeros_from(offset, 5 * 512) && !zeros_from(offset + 5 * 512, 1));
     }
     // The plain way.
-    disk.store_zeroes(len - 200_192, 200_192 - 512).unwrap();
+    store.store_zeroes(len - 200_192, 200_192 - 512).unwrap();
     assert!(zeros_from(len - 200_192, 200_192 - 512) && !zeros_from(len - 512, 1));
-    assert_eq!(disk.file.metadata().unwrap().len(), len);
+    assert_eq!(store.file().metadata().unwrap().len(), len);
 }
 
 #[test]
@@ -170,9 +171,9 @@ fn a_range_that_the_host_cannot_discard_is_unsupported() {
     let cause = io::Error::from(rustix::io::Errno::OPNOTSUPP);
     assert_eq!(cause.kind(), io::ErrorKind::Unsupported);
     // What the fallback is taken for.
-    let disk = FileDisk::open(&path, false).unwrap();
+    let store = Store::new(open(&path, false).unwrap());
     let keep = rustix::fs::FallocateFlags::KEEP_SIZE;
-    let bad = disk
+    let bad = store
         .fallocate(keep.union(rustix::fs::FallocateFlags::COLLAPSE_RANGE), 0, 512)
         .unwrap_err();
     assert!([rustix::io::Errno::OPNOTSUPP, rustix::io::Errno::INVAL].contains(&bad));

@@ -208,12 +208,18 @@ fn a_file_that_cannot_be_a_disk_changes_nothing() {
 }
 
 #[test]
-fn disks_that_cannot_be_exchanged_say_so() {
-    let bench = Bench::new(LimiterConfig::default());
+fn a_disk_that_cannot_be_written_takes_no_ones_place_and_one_that_answers_later_does() {
+    let mut bench = Bench::new(LimiterConfig::default());
     let replace = |backend: Box<dyn DiskBackend>| {
-        let result = bench.machine.device.serve_while(|| bench.handle.replace(backend));
-        result.unwrap_err().to_string()
+        bench
+            .machine
+            .device
+            .serve_while(|| bench.handle.replace(backend))
+            .map_err(|error| error.to_string())
     };
-    assert!(replace(Box::new(TestDisk::later())).contains("cannot be exchanged"));
-    assert!(replace(Box::new(StaticDisk::new(&[1; 512]))).contains("is read-only"));
+    let refused = replace(Box::new(StaticDisk::new(&[1; 512])));
+    assert!(refused.unwrap_err().contains("is read-only"));
+    assert_eq!(replace(Box::new(TestDisk::later())), Ok(()));
+    bench.read();
+    bench.machine.device.wait(|| bench.ring.used_index() == 1);
 }

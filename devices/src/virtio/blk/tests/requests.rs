@@ -229,7 +229,7 @@ fn a_read_only_disk_says_so_and_refuses_to_change() {
     let disk = TestDisk::new();
     let config = BlockConfig {
         read_only: true,
-        serial: None,
+        ..Default::default()
     };
     let mut driver = Driver::with(&disk, config, u64::MAX);
     let offered = driver.machine.offered();
@@ -287,8 +287,8 @@ fn ranges_to_discard_and_zero_are_checked() {
 fn the_serial_number_is_padded_or_cut() {
     let disk = TestDisk::new();
     let config = BlockConfig {
-        read_only: false,
         serial: Some(*b"berth-0001\0\0\0\0\0\0\0\0\0\0"),
+        ..Default::default()
     };
     let mut driver = Driver::with(&disk, config, u64::MAX);
     driver.fill(0xff, 64);

@@ -1,0 +1,174 @@
+//! Who does what a disk's file cannot do at once.
+//!
+//! A request that the page cache can serve is done on the spot: that is one system call and less time than any way around it. What would
+//! wait for a device goes to an io_uring, or to threads where the host has none to give. Neither is made before it is needed.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::backend::Operation;
+use super::pool::Pool;
+use super::ring::Ring;
+use super::store::Store;
+use crate::virtio::queue::HeldIo;
+
+/// How the requests to a file are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// What can be done at once is; the rest goes to an io_uring, or to threads where there is none.
+    #[default]
+    Auto,
+    /// Everything goes to an io_uring.
+    Ring,
+    /// Everything goes to threads.
+    Threads,
+    /// One after the other, on the I/O thread.
+    Sync,
+}
+
+/// An operation that goes on after it was begun. Ranges in bytes.
+pub(super) enum Job {
+    Read { offset: u64, to: HeldIo },
+    Write { offset: u64, from: HeldIo },
+    Flush,
+    Discard { offset: u64, len: u64 },
+    WriteZeroes { offset: u64, len: u64, unmap: bool },
+}
+
+impl Job {
+    fn hold(operation: &Operation<'_>) -> Self {
+        let mut held = HeldIo::default();
+        match operation {
+            Operation::Read { offset, to } => {
+                held.hold(to);
+                Self::Read {
+                    offset: *offset,
+                    to: held,
+                }
+            }
+            Operation::Write { offset, from } => {
+                held.hold(from);
+                Self::Write {
+                    offset: *offset,
+                    from: held,
+                }
+            }
+            Operation::Flush => Self::Flush,
+            &Operation::Discard { offset, len } => Self::Discard { offset, len },
+            &Operation::WriteZeroes { offset, len, unmap } => Self::WriteZeroes { offset, len, unmap },
+        }
+    }
+
+    /// Does it, however long it takes.
+    pub(super) fn run(&mut self, store: &Store) -> io::Result<()> {
+        let nothing = || io::Error::from(io::ErrorKind::InvalidInput);
+        store.run(match self {
+            Self::Read { offset, to } => Operation::Read {
+                offset: *offset,
+                to: to.io().ok_or_else(nothing)?,
+            },
+            Self::Write { offset, from } => Operation::Write {
+                offset: *offset,
+                from: from.io().ok_or_else(nothing)?,
+            },
+            Self::Flush => Operation::Flush,
+            &mut Self::Discard { offset, len } => Operation::Discard { offset, len },
+            &mut Self::WriteZeroes { offset, len, unmap } => Operation::WriteZeroes { offset, len, unmap },
+        })
+    }
+}
+
+/// What does the jobs.
+enum Worker {
+    Ring(Ring),
+    Pool(Pool),
+}
+
+/// The engine of one disk.
+pub(super) struct Jobs {
+    engine: Engine,
+    store: Arc<Store>,
+    /// Signalled when a job is done. Without it nobody would hear, so everything is done at once.
+    event: Option<Arc<EventFd>>,
+    worker: Option<Worker>,
+}
+
+impl Jobs {
+    pub(super) fn new(engine: Engine, store: Arc<Store>) -> Self {
+        Self {
+            engine,
+            store,
+            event: None,
+            worker: None,
+        }
+    }
+
+    pub(super) fn notify(&mut self, event: Arc<EventFd>) {
+        self.event = Some(event);
+    }
+
+    /// Does `operation` or begins it.
+    pub(super) fn submit(&mut self, token: u16, mut operation: Operation<'_>) -> Option<io::Result<()>> {
+        if self.engine == Engine::Auto
+            && let super::store::Now::Done(result) = self.store.run_now(&mut operation)
+        {
+            return Some(result);
+        }
+        match self.worker() {
+            Some(Worker::Ring(ring)) => ring.begin(token, Job::hold(&operation)),
+            Some(Worker::Pool(pool)) => pool.begin(token, Job::hold(&operation)),
+            None => return Some(self.store.run(operation)),
+        }
+        None
+    }
+
+    fn worker(&mut self) -> Option<&mut Worker> {
+        let event = self.event.as_ref()?;
+        if self.engine == Engine::Sync {
+            return None;
+        }
+        if self.worker.is_none() {
+            self.worker = make(self.engine, &self.store, event);
+            if self.worker.is_none() {
+                self.engine = Engine::Sync;
+            }
+        }
+        self.worker.as_mut()
+    }
+
+    /// Hands over what was begun.
+    pub(super) fn commit(&mut self) {
+        if let Some(Worker::Ring(ring)) = &mut self.worker {
+            ring.commit();
+        }
+    }
+
+    /// A job that is done. If `wait` is set and any is under way, waits for one.
+    pub(super) fn completed(&mut self, wait: bool) -> Option<(u16, io::Result<()>)> {
+        match self.worker.as_mut()? {
+            Worker::Ring(ring) => ring.completed(wait),
+            Worker::Pool(pool) => pool.completed(wait),
+        }
+    }
+}
+
+/// A ring if it is wanted and can be had, else threads, else nothing.
+fn make(engine: Engine, store: &Arc<Store>, event: &Arc<EventFd>) -> Option<Worker> {
+    if engine != Engine::Threads {
+        match Ring::new(store.clone(), event) {
+            Ok(ring) => return Some(Worker::Ring(ring)),
+            Err(cause) => tracing::info!("the host gives no io_uring, so threads do a disk's work: {cause}"),
+        }
+    }
+    match Pool::new(store.clone(), event.clone()) {
+        Ok(pool) => Some(Worker::Pool(pool)),
+        Err(cause) => {
+            tracing::warn!("no thread for a disk's work, so the I/O thread waits for it: {cause}");
+            None
+        }
+    }
+}

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 mod balloon;
 mod console;
 mod cpu_template;
+mod disk;
 mod file;
 mod limit;
 mod mmds;
@@ -27,6 +28,7 @@ pub use console::ConsoleSpec;
 pub use cpu_template::{
     Capability, CpuTemplateSpec, CpuidModifier, MsrModifier, Number, Register, RegisterModifier,
 };
+pub use disk::{CacheSpec, DiskSpec, EngineSpec};
 pub(crate) use file::json;
 pub use file::{FileError, Format, ParseError, parse, read};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
@@ -175,30 +177,6 @@ pub enum Entry {
     Linux64,
     /// The PVH entry.
     Pvh,
-}
-
-/// A disk (virtio-blk).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DiskSpec {
-    /// What the API calls it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// A raw image file or a block device.
-    pub path: PathBuf,
-    /// A file that keeps what the guest writes, while the image stays as it is; made if it is not there.
-    #[serde(default)]
-    pub overlay: Option<PathBuf>,
-    /// Whether the guest may only read it.
-    #[serde(default)]
-    pub read_only: bool,
-    /// What the guest reads as the disk's serial number, at most 20 characters of ASCII.
-    #[schemars(length(max = 20))]
-    #[serde(default)]
-    pub serial: Option<String>,
-    /// Limits to reading and writing.
-    #[serde(default, deserialize_with = "table::optional")]
-    pub rate_limit: Option<RateLimitSpec>,
 }
 
 /// A network interface (virtio-net).

@@ -29,16 +29,36 @@ fn disk() -> impl Strategy<Value = DiskSpec> {
         proptest::option::of(".{1,20}"),
         any::<bool>(),
         proptest::option::of("[ -~]{0,20}"),
+        any::<u16>(),
+        any::<bool>(),
+        (0..3_usize, 0..4_usize),
         limit(),
     );
-    fields.prop_map(|(path, overlay, read_only, serial, rate_limit)| DiskSpec {
-        id: None,
-        path: path.into(),
-        overlay: overlay.map(Into::into),
-        read_only,
-        serial,
-        rate_limit,
-    })
+    let caches = [
+        CacheSpec::Writeback,
+        CacheSpec::Writethrough,
+        CacheSpec::default(),
+    ];
+    let engines = [
+        EngineSpec::Auto,
+        EngineSpec::IoUring,
+        EngineSpec::Threads,
+        EngineSpec::Sync,
+    ];
+    fields.prop_map(
+        move |(path, overlay, read_only, serial, queues, direct, (cache, engine), rate_limit)| DiskSpec {
+            id: None,
+            path: path.into(),
+            overlay: overlay.map(Into::into),
+            read_only,
+            serial,
+            queues,
+            cache: caches[cache],
+            direct,
+            engine: engines[engine],
+            rate_limit,
+        },
+    )
 }
 
 fn net() -> impl Strategy<Value = NetSpec> {

@@ -12,10 +12,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use berth_arch::x86_64::layout;
+use berth_devices::virtio::blk::MAX_QUEUES;
 
 use crate::unix::PATH_MAX as SOCKET_PATH_MAX;
 
-use super::{ByteSize, DiskSpec, MmdsSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec, VsockSpec, console};
+use super::{
+    ByteSize, DiskSpec, EngineSpec, MmdsSpec, NetSpec, RateLimitSpec, SerialSpec, VmSpec, VsockSpec, console,
+};
 
 /// The least memory: the boot structures and firmware tables take the first MiB, a kernel must lie above.
 pub const MEMORY_MIN: ByteSize = ByteSize(2 << 20);
@@ -291,6 +294,16 @@ impl Faults {
             if disk.read_only {
                 self.add(&field, "an overlay is for what the guest writes, but the disk is read-only; leave one of them out");
             }
+            if disk.direct || disk.engine != EngineSpec::Auto {
+                self.add(&field, "a disk with an overlay goes through the page cache and has an engine of its own; leave out direct and engine");
+            }
+        }
+        if !(1..=MAX_QUEUES).contains(&disk.queues) {
+            let queues = disk.queues;
+            self.add(
+                &field,
+                format!("queues: {queues} is not 1 to {MAX_QUEUES}; one for each CPU is enough"),
+            );
         }
         let Some(serial) = &disk.serial else { return };
         if let Some(character) = serial.chars().find(|character| !matches!(character, ' '..='~')) {

@@ -25,7 +25,7 @@ use crate::guest;
 use crate::io_thread::IoThread;
 use crate::irq::IrqLines;
 use crate::page_returner::ReturnPages;
-use crate::spec::{BalloonSpec, ConsoleSpec, RateLimitSpec, VmSpec};
+use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, RateLimitSpec, VmSpec};
 
 /// Devices that were opened, and the ways to them.
 #[derive(Default)]
@@ -49,7 +49,7 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
     if spec.kernel.is_none() {
         let config = BlockConfig {
             read_only: true,
-            serial: None,
+            ..Default::default()
         };
         devices.push(Box::new(Block::new(
             Box::new(StaticDisk::new(guest::root())),
@@ -59,10 +59,12 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
     for (number, disk) in (1..).zip(&spec.disks) {
         let backend: Result<Box<dyn DiskBackend>, _> = match &disk.overlay {
             Some(overlay) => OverlayDisk::open(&disk.path, overlay).map(|disk| Box::new(disk) as _),
-            None => FileDisk::open(&disk.path, disk.read_only).map(|disk| Box::new(disk) as _),
+            None => FileDisk::open_with(&disk.path, disk.options()).map(|disk| Box::new(disk) as _),
         };
         let backend = backend.map_err(|cause| BuildError::Disk { number, cause })?;
         let config = BlockConfig {
+            queues: disk.queues,
+            write_through: disk.cache == CacheSpec::Writethrough,
             read_only: disk.read_only,
             serial: disk.serial.as_deref().map(serial_number),
         };

@@ -84,7 +84,7 @@ impl Job {
 
 /// What does the jobs.
 enum Worker {
-    Ring(Ring),
+    Ring(Box<Ring>),
     Pool(Pool),
 }
 
@@ -160,11 +160,11 @@ impl Jobs {
 fn make(engine: Engine, store: &Arc<Store>, event: &Arc<EventFd>) -> Option<Worker> {
     if engine != Engine::Threads {
         match Ring::new(store.clone(), event) {
-            Ok(ring) => return Some(Worker::Ring(ring)),
+            Ok(ring) => return Some(Worker::Ring(Box::new(ring))),
             Err(cause) => tracing::info!("the host gives no io_uring, so threads do a disk's work: {cause}"),
         }
     }
-    match Pool::new(store.clone(), event.clone()) {
+    match Pool::new(store, event) {
         Ok(pool) => Some(Worker::Pool(pool)),
         Err(cause) => {
             tracing::warn!("no thread for a disk's work, so the I/O thread waits for it: {cause}");

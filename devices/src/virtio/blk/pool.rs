@@ -25,7 +25,7 @@ pub(super) struct Pool {
 
 impl Pool {
     /// Threads that work on `store` and signal `event` after each job.
-    pub(super) fn new(store: Arc<Store>, event: Arc<EventFd>) -> io::Result<Self> {
+    pub(super) fn new(store: &Arc<Store>, event: &Arc<EventFd>) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let (sender, done) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));

@@ -36,7 +36,7 @@ const OPERATIONS: [u8; 6] = [
 ];
 
 pub(super) struct Ring {
-    ring: IoUring,
+    uring: IoUring,
     store: Arc<Store>,
     event: Arc<EventFd>,
     /// By token; none if nothing is under way.
@@ -59,7 +59,7 @@ enum Next {
 impl Ring {
     /// A ring for `store` that signals `event`.
     pub(super) fn new(store: Arc<Store>, event: &Arc<EventFd>) -> io::Result<Self> {
-        let ring = IoUring::builder()
+        let uring = IoUring::builder()
             .dontfork()
             .setup_cqsize(COMPLETIONS)
             .setup_coop_taskrun()
@@ -72,13 +72,13 @@ impl Ring {
                     .build(ENTRIES)
             })?;
         let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe)?;
-        if !OPERATIONS.iter().all(|code| probe.is_supported(*code)) || !ring.params().is_feature_nodrop() {
+        uring.submitter().register_probe(&mut probe)?;
+        if !OPERATIONS.iter().all(|code| probe.is_supported(*code)) || !uring.params().is_feature_nodrop() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        uring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(Self {
-            ring,
+            uring,
             store,
             event: event.clone(),
             jobs: Vec::new(),
@@ -107,7 +107,7 @@ impl Ring {
             // SAFETY: the entry's memory is that of the job's segments, a list that `jobs` keeps unchanged and where it is until the
             // completion was taken, and of guest memory that the job keeps mapped. `drop` waits for whatever is under way. The file is
             // open as long as `store` lives, which `self` holds.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
                 self.unsent = true;
                 return;
             }
@@ -121,9 +121,9 @@ impl Ring {
         if !self.unsent {
             return false;
         }
-        self.ring.completion().disable_eventfd();
+        self.uring.completion().disable_eventfd();
         let sent = self.enter(0);
-        self.ring.completion().enable_eventfd();
+        self.uring.completion().enable_eventfd();
         if let Err(cause) = sent {
             // The host is short of something; what was not taken is still there, and is handed over at the next turn.
             tracing::debug!("io_uring_enter: {cause}");
@@ -135,19 +135,19 @@ impl Ring {
 
     fn enter(&mut self, wait: usize) -> io::Result<()> {
         let result = loop {
-            match self.ring.submit_and_wait(wait) {
+            match self.uring.submit_and_wait(wait) {
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                 result => break result,
             }
         };
-        self.unsent = !self.ring.submission().is_empty();
+        self.unsent = !self.uring.submission().is_empty();
         result.map(|_| ())
     }
 
     /// A job that is done. If `wait` is set and any is under way, waits for one.
     pub(super) fn completed(&mut self, wait: bool) -> Option<(u16, io::Result<()>)> {
         loop {
-            let next = self.ring.completion().next();
+            let next = self.uring.completion().next();
             if let Some(completion) = next {
                 if let Some(done) = self.settle(&completion) {
                     return Some(done);

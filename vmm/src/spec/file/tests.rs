@@ -34,7 +34,7 @@ fn each_fault_in_toml_has_its_line_field_and_remedy() {
         ),
         (
             "disks = [{ path = \"x\", ro = true }]",
-            "line 1: disks[0].ro: unknown field; the known ones are id, path, overlay, read_only, serial, rate_limit",
+            "line 1: disks[0].ro: unknown field; the known ones are id, path, overlay, read_only, serial, queues, cache, direct, engine, rate_limit",
         ),
         ("cpus = \"many\"", "line 1: cpus: \"many\" is not a whole number"),
         (

@@ -65,6 +65,49 @@ fn a_guest_reads_and_writes_disks_byte_for_byte() {
 }
 
 #[test]
+fn every_engine_stores_what_the_guest_writes() {
+    // Not in memory: there the page cache is the medium, and nothing waits.
+    let here = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(here.parent().unwrap()).unwrap();
+    let numbers = (1..).flat_map(|number| format!("{number}\n").into_bytes());
+    let sent: Vec<u8> = numbers.take(MIB / 4).collect();
+    let mut berth = script(
+        "set -e
+         seq 1 100000 | head -c 262144 >/tmp/input
+         for disk in b c d e; do
+             dd if=/tmp/input of=/dev/vd$disk bs=64k conv=notrunc 2>/dev/null &
+         done
+         wait
+         sync
+         for disk in b c d e; do
+             dd if=/dev/vd$disk bs=64k count=4 iflag=direct 2>/dev/null | cmp - /tmp/input
+             ls /sys/block/vd$disk/mq | wc -l
+         done
+         cat /sys/block/vdc/queue/write_cache",
+    )
+    .args(["--cpus", "2"]);
+    let uses = [
+        "queues=2",
+        "engine=io_uring,direct,cache=writethrough",
+        "engine=threads,direct,queues=2",
+        "engine=sync",
+    ];
+    for (number, how) in uses.iter().enumerate() {
+        let path = folder.path().join(number.to_string());
+        fs::write(&path, pattern(2 * MIB, 1)).unwrap();
+        berth = berth.args(["--disk", &format!("{},{how}", path.display())]);
+    }
+    let outcome = berth.finish();
+    outcome.expect_code(0);
+    assert_eq!(outcome.out(), "2\n1\n2\n1\nwrite through\n", "{outcome}");
+    for (number, how) in uses.iter().enumerate() {
+        let found = fs::read(folder.path().join(number.to_string())).unwrap();
+        assert!(found[..sent.len()] == sent, "{how}");
+        assert!(found[sent.len()..] == pattern(2 * MIB, 1)[sent.len()..], "{how}");
+    }
+}
+
+#[test]
 fn a_limit_slows_a_disk_down_and_changes_no_byte() {
     let (_folder, path) = disk(1);
     let mut running = script(

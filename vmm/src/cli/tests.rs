@@ -1,5 +1,6 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use clap::{CommandFactory, Parser};
 use proptest::prelude::*;
@@ -150,7 +151,7 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--disk", ""],
-            "disk: \"\" names no file; write it as PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=NUMBER]",
+            "disk: \"\" names no file; write it as PATH[,ro][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--net", "mac=x"],
@@ -255,7 +256,7 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
     let mut words = vec![
         format!("--cpus={}", spec.cpus),
         format!("--memory={}", spec.memory),
-        format!("--entry={}", serde_json::to_value(spec.entry).ok()?.as_str()?),
+        format!("--entry={}", word(&spec.entry)),
         format!("--cmdline={}", spec.cmdline),
         format!("--rng={}", switch(spec.rng)),
         format!("--assist={}", switch(spec.assist)),
@@ -281,22 +282,7 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
         return None;
     }
     for disk in &spec.disks {
-        if disk.rate_limit.is_some() {
-            return None;
-        }
-        let ro = if disk.read_only { ",ro" } else { "" };
-        let serial = disk
-            .serial
-            .as_ref()
-            .map_or_else(String::new, |serial| format!(",serial={}", double(serial)));
-        let overlay = match &disk.overlay {
-            Some(overlay) => format!(",overlay={}", double(&path(overlay)?)),
-            None => String::new(),
-        };
-        words.push(format!(
-            "--disk={}{ro}{serial}{overlay}",
-            double(&path(&disk.path)?)
-        ));
+        words.push(disk_flag(disk)?);
     }
     for port in &spec.consoles {
         let name = double(&port.name);
@@ -349,6 +335,41 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
     words.push("--".to_owned());
     words.extend(spec.command.iter().cloned());
     Some(words.into_iter().map(OsString::from).collect())
+}
+
+/// The flag for a disk; none if there is none.
+fn disk_flag(disk: &DiskSpec) -> Option<String> {
+    let double = |text: &str| text.replace(',', ",,");
+    let path = |path: &Path| path.to_str().filter(|path| !path.is_empty()).map(double);
+    if disk.rate_limit.is_some() {
+        return None;
+    }
+    let switch = |on, word| if on { word } else { "" };
+    let (ro, direct) = (switch(disk.read_only, ",ro"), switch(disk.direct, ",direct"));
+    let serial = disk
+        .serial
+        .iter()
+        .map(|serial| format!(",serial={}", double(serial)));
+    let overlay = disk
+        .overlay
+        .iter()
+        .map(|overlay| Some(format!(",overlay={}", path(overlay)?)));
+    let named: Option<String> = serial.map(Some).chain(overlay).collect();
+    let flag = format!(
+        "--disk={}{ro}{direct}{},queues={},cache={},engine={}",
+        path(&disk.path)?,
+        named?,
+        disk.queues,
+        word(&disk.cache),
+        word(&disk.engine)
+    );
+    Some(flag)
+}
+
+/// The word that files have for a value.
+fn word(value: &impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap();
+    value.as_str().unwrap().to_owned()
 }
 
 proptest! {

@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
+use berth_devices::virtio::net::mmds::MetadataStore;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -43,6 +45,25 @@ pub struct RunOptions {
     pub log: Option<LogLevel>,
     /// Which VM it is; one without a name where this is not said.
     pub identity: Option<Identity>,
+    /// What its guest can ask for, shared with whoever changes it.
+    pub metadata: Arc<MetadataStore>,
+}
+
+impl RunOptions {
+    /// A machine that starts at once, in a program that started at `start`.
+    pub fn new(start: Instant) -> Self {
+        Self {
+            boot_timing: false,
+            start,
+            wait: false,
+            load: None,
+            cold: false,
+            save_when_ready: None,
+            log: None,
+            identity: None,
+            metadata: Arc::default(),
+        }
+    }
 }
 
 fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
@@ -68,6 +89,7 @@ pub fn run<S>(
     let (handle, inbox) = control::channel(events.clone()).map_err(host("an event descriptor"))?;
     let mut machine = Machine::new(spec, timing, events);
     machine.set_log(options.log);
+    machine.set_metadata(options.metadata);
     let served = serve(handle)?;
     let cold = options.cold || options.save_when_ready.is_some();
     match &options.load {

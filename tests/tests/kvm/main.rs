@@ -15,6 +15,7 @@ mod console;
 mod debian;
 mod disk;
 mod ends;
+mod firecracker;
 mod fleet;
 mod formats;
 mod hostile;

@@ -15,7 +15,7 @@ use crate::machine::MachineState;
 use crate::spec::{self, ByteSize, CpuTemplateSpec, Limits, VmSpec};
 
 /// The version of Firecracker whose API is spoken here.
-pub(crate) const FIRECRACKER: &str = "1.17.0";
+pub const FIRECRACKER: &str = "1.17.0";
 
 /// Berth's own version.
 pub(crate) const BERTH: &str = env!("CARGO_PKG_VERSION");

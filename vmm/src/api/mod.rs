@@ -24,6 +24,7 @@ mod limits;
 mod mmds;
 mod observe;
 mod openapi;
+mod prepare;
 mod route;
 mod server;
 mod side;
@@ -43,10 +44,12 @@ use tokio::runtime;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+pub use configure::FIRECRACKER;
+pub use observe::MetricsWriter;
+pub use prepare::{Preparation, Prepared};
 pub use socket::SocketError;
 
-use self::server::{Limits, Server};
-use self::side::Side;
+use self::server::Server;
 use self::socket::SocketFile;
 use crate::control::ControlHandle;
 
@@ -73,14 +76,15 @@ pub struct Api {
 impl Api {
     /// Serves the API of the machine behind `control` at `path`.
     pub fn start(path: &Path, control: ControlHandle) -> Result<Self, ApiStartError> {
-        Self::with_limits(path, control, Limits::default())
+        Self::prepared(path, control, Prepared::default())
     }
 
-    fn with_limits(path: &Path, control: ControlHandle, limits: Limits) -> Result<Self, ApiStartError> {
+    /// The same with what was prepared for it.
+    pub fn prepared(path: &Path, control: ControlHandle, prepared: Prepared) -> Result<Self, ApiStartError> {
+        let Prepared { side, limits, .. } = prepared;
         let (listener, file) = socket::listen(path)?;
         let (ended, end) = watch::channel(false);
         let serve = move || {
-            let side = Side::default();
             let metrics = side.api.clone();
             let server = Server {
                 control,

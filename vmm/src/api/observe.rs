@@ -4,13 +4,24 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use super::ApiStartError;
 use super::configure::before_start;
 use super::error::ApiError;
+use super::prepare::Prepared;
 use super::route::Scene;
+use super::side::Side;
 use super::types::{BerthLog, Logger, Metrics};
+use crate::control::{ControlHandle, Gone};
 use crate::logging::LogLevel;
 use crate::metrics;
+
+/// How often metrics are written to their file.
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A file that metrics are written to, a line of JSON at a time.
 #[derive(Debug)]
@@ -70,6 +81,58 @@ pub(crate) fn flush(scene: &mut Scene<'_>) -> Result<(), ApiError> {
             out.config.metrics_path.display()
         ))
     })
+}
+
+/// Has the control thread write the metrics to their file, if they have one.
+pub(super) fn flush_soon(control: &ControlHandle, side: Arc<Mutex<Side>>) -> Result<(), Gone> {
+    control.post(move |machine| {
+        let mut side = side.lock().unwrap_or_else(PoisonError::into_inner);
+        let side = &mut *side;
+        if side.metrics.is_some()
+            && let Err(error) = flush(&mut Scene { machine, side })
+        {
+            tracing::warn!("api: {}", error.message);
+        }
+    })
+}
+
+/// Writes metrics to their file where no server does, until it is dropped.
+#[derive(Debug)]
+pub struct MetricsWriter {
+    end: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MetricsWriter {
+    /// Begins, if what was prepared has a file for metrics.
+    pub fn start(control: ControlHandle, prepared: Prepared) -> Result<Option<Self>, ApiStartError> {
+        if prepared.side.metrics.is_none() {
+            return Ok(None);
+        }
+        let side = Arc::new(Mutex::new(prepared.side));
+        let (end, ended) = mpsc::channel();
+        let work = move || {
+            // The first line says that the guest has started.
+            while flush_soon(&control, side.clone()).is_ok()
+                && ended.recv_timeout(MINUTE) == Err(RecvTimeoutError::Timeout)
+            {}
+        };
+        let thread = thread::Builder::new().name("metrics".to_owned()).spawn(work);
+        Ok(Some(Self {
+            end: Some(end),
+            thread: Some(thread.map_err(ApiStartError::Thread)?),
+        }))
+    }
+}
+
+impl Drop for MetricsWriter {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic on it was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// `GET /berth/v1/metrics`

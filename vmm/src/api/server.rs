@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::error::ApiError;
-use super::observe;
+use super::observe::{self, MINUTE};
 use super::openapi;
 use super::route::{Action, Job, Reply, Request, Route, Scene, Verb};
 use super::side::Side;
@@ -54,9 +54,6 @@ impl Default for Limits {
         }
     }
 }
-
-/// How often metrics are written to their file.
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// How long to wait for descriptors if the process has none left for a new client.
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
@@ -110,17 +107,8 @@ impl Server {
 
     /// Has the metrics written to their file, if they have one.
     fn flush_metrics(&self) {
-        let side = self.side.clone();
         // Once the VM has ended there is nothing to write.
-        let _ = self.control.post(move |machine| {
-            let mut side = side.lock().unwrap_or_else(PoisonError::into_inner);
-            let side = &mut *side;
-            if side.metrics.is_some()
-                && let Err(error) = observe::flush(&mut Scene { machine, side })
-            {
-                tracing::warn!("api: {}", error.message);
-            }
-        });
+        let _ = observe::flush_soon(&self.control, self.side.clone());
     }
 
     /// Serves one request.

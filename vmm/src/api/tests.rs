@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::server::Limits;
-use super::{Api, table};
+use super::{Api, Prepared, table};
 use crate::control::{self, ControlHandle};
 use crate::event;
 use crate::events::{EventHub, EventKind, Identity};
@@ -56,7 +56,11 @@ impl Host {
             }
         });
         let path = folder.path().join("api.sock");
-        let api = Api::with_limits(&path, control.clone(), limits).unwrap();
+        let prepared = Prepared {
+            limits,
+            ..Prepared::default()
+        };
+        let api = Api::prepared(&path, control.clone(), prepared).unwrap();
         Self {
             api: Some(api),
             control,

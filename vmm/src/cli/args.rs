@@ -7,6 +7,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::firecracker::FirecrackerArgs;
 use super::fleet::args::{
     ConsoleArgs, EventsArgs, ForkArgs, InspectArgs, LogsArgs, PsArgs, RemoveArgs, RestoreArgs, SaveArgs,
     StateDir, StopArgs, VmsArgs,
@@ -83,6 +84,9 @@ pub enum Command {
     /// List the guests that are kept booted for warm starts, or clear them
     #[command(long_about = CACHE_ABOUT)]
     Cache(CacheArgs),
+    /// Be Firecracker: take its arguments and serve its API
+    #[command(long_about = FIRECRACKER_ABOUT)]
+    Firecracker(Box<FirecrackerArgs>),
     /// Say what this host offers to virtual machines, and what to do where something lacks
     #[command(after_help = "The exit code is 0 if guests can run here, and 125 if not.")]
     Doctor(DoctorArgs),
@@ -142,6 +146,12 @@ Attach to a VM's console; Ctrl-A d detaches.
 
 What the guest said while nobody was attached comes first, up to 256 KiB; berth logs has more. One can be attached at a time. When \
 the VM ends, this ends with the VM's exit code.";
+
+const FIRECRACKER_ABOUT: &str = "\
+Be Firecracker: take its arguments and serve its API.
+
+For programs that start the firecracker binary: under that name, as by a symbolic link, berth is this verb. What would make another \
+machine than was asked for is refused, what means nothing here is taken without effect.";
 
 const CACHE_ABOUT: &str = "\
 List the guests that are kept booted for warm starts, or clear them.

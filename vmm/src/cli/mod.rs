@@ -3,6 +3,7 @@
 
 use std::backtrace::Backtrace;
 use std::env;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::path::Path;
@@ -15,6 +16,7 @@ use schemars::schema_for;
 
 mod args;
 mod cache;
+mod firecracker;
 mod fleet;
 mod image;
 mod kernel;
@@ -36,12 +38,13 @@ use say::{complain, print, printed};
 /// Runs the program with the process's arguments. `start` is when it began.
 pub fn main(start: Instant) -> ExitCode {
     end_on_panic();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(words()) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error).into(),
     };
     let code = match cli.command {
         Command::Run(args) => run::run(*args, start),
+        Command::Firecracker(args) => firecracker::run(*args, start),
         Command::Create(args) => fleet::create(*args),
         Command::Start(args) => fleet::start(args),
         Command::Stop(args) => fleet::stop(args),
@@ -74,6 +77,15 @@ pub fn main(start: Instant) -> ExitCode {
         }
     };
     code.into()
+}
+
+/// The process's arguments; under Firecracker's name they are those of that verb.
+fn words() -> Vec<OsString> {
+    let mut words: Vec<OsString> = env::args_os().collect();
+    if firecracker::is_called(words.first()) {
+        words.splice(..1, ["berth", "firecracker"].map(Into::into));
+    }
+    words
 }
 
 /// Prints or writes the manual pages.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::args::RunArgs;
 use super::fleet;
 use super::say::{complain, print};
-use crate::api::Api;
+use crate::api::{Api, MetricsWriter, Prepared};
 use crate::control::ControlHandle;
 use crate::exit_code;
 use crate::fleet::Entry;
@@ -49,6 +49,7 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
                 log,
                 options,
                 api,
+                prepared: Prepared::default(),
             };
             execute(session, None, |_| ())
         }
@@ -60,7 +61,6 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
 fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
     RunOptions {
         boot_timing: args.boot_timing,
-        start,
         wait: args.api_only,
         load: args.restore.take().map(|path| LoadRequest {
             from: SnapshotTarget::Directory(path),
@@ -82,8 +82,7 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
         }),
         cold: args.cold,
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),
-        log: None,
-        identity: None,
+        ..RunOptions::new(start)
     }
 }
 
@@ -110,6 +109,8 @@ pub(super) struct Session {
     pub(super) options: RunOptions,
     /// Where its API is to listen, if not where the state directory says.
     pub(super) api: Option<PathBuf>,
+    /// What its API knows before its first client.
+    pub(super) prepared: Prepared,
 }
 
 /// Runs it to its end. A VM of the state directory is written down by `tenure`, which calls `started` when the guest runs.
@@ -123,10 +124,12 @@ pub(super) fn execute(
         log,
         options,
         api,
+        prepared,
     } = session;
     let api = api.or_else(|| tenure.and_then(Tenure::api_socket));
     let options = RunOptions {
         log: log.level(),
+        metadata: prepared.metadata.clone(),
         ..options
     };
     let spec = spec.into_inner();
@@ -135,8 +138,8 @@ pub(super) fn execute(
             tenure.attend(handle.events(), started);
         }
         match &api {
-            Some(path) => Ok(Some(Api::start(path, handle)?)),
-            None => Ok(None),
+            Some(path) => Ok((Some(Api::prepared(path, handle, prepared)?), None)),
+            None => Ok((None, MetricsWriter::start(handle, prepared)?)),
         }
     };
     match run::run(spec.clone(), options, serve) {
@@ -208,7 +211,7 @@ pub fn resolve(args: RunArgs) -> Result<VmSpec, spec::FileError> {
 }
 
 /// Firecracker's memory, for machines that are configured as Firecracker's are.
-const API_ONLY_MEMORY: ByteSize = ByteSize(128 << 20);
+pub(super) const API_ONLY_MEMORY: ByteSize = ByteSize(128 << 20);
 
 fn apply(args: RunArgs, spec: &mut VmSpec) {
     let VmSpec {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use error::MachineError;
+pub(crate) use metadata::read as read_metadata;
 pub use snapshot::{LoadRequest, Overrides, check};
 
 use berth_devices::virtio::counters::DeviceCounts;
@@ -135,6 +136,11 @@ impl Machine {
     /// What its guest can ask for where its description lets it. It is no part of a snapshot.
     pub fn metadata(&self) -> &Arc<MetadataStore> {
         &self.metadata
+    }
+
+    /// Has its guest ask for what is in `metadata`.
+    pub(crate) fn set_metadata(&mut self, metadata: Arc<MetadataStore>) {
+        self.metadata = metadata;
     }
 
     /// Where it is in its life.

@@ -9,6 +9,7 @@ use super::super::run::{self as foreground, Session};
 use super::super::say::complain;
 use super::args::StateDir;
 use super::{life, open, refuse};
+use crate::api::Prepared;
 use crate::detach;
 use crate::exit_code;
 use crate::fleet::process::{self, Tenure};
@@ -86,6 +87,7 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
         spec: valid,
         log,
         api: None,
+        prepared: Prepared::default(),
         options: RunOptions {
             load: load(entry, &spec),
             ..options(entry, Instant::now())
@@ -97,14 +99,10 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
 fn options(entry: &Entry, start: Instant) -> RunOptions {
     let manner = &entry.meta().manner;
     RunOptions {
-        boot_timing: false,
-        start,
-        wait: false,
-        load: None,
         cold: manner.cold,
         save_when_ready: manner.snapshot_when_ready.clone().map(SnapshotRequest::to),
-        log: None,
         identity: Some(entry.identity()),
+        ..RunOptions::new(start)
     }
 }
 
@@ -160,6 +158,7 @@ pub(in super::super) fn run_registered(args: RunArgs, start: Instant) -> u8 {
             spec: valid,
             log,
             api: None,
+            prepared: Prepared::default(),
             options: RunOptions {
                 boot_timing,
                 ..options(&entry, start)

@@ -113,7 +113,7 @@ fn mark(status: Status, unicode: bool) -> &'static str {
 }
 
 /// Whether guests can run here, and how fast.
-fn summary(report: &Report) -> String {
+pub(crate) fn summary(report: &Report) -> String {
     let lacking = |fact: &&Fact| fact.status == Status::Lacking;
     if !report.can_run() {
         let cause = report

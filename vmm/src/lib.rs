@@ -2,6 +2,7 @@
 
 pub mod api;
 mod beside;
+pub mod boot_test;
 pub mod cli;
 pub mod client;
 mod console;

@@ -28,6 +28,7 @@ use crate::warm;
 
 /// How to run, apart from what the VM is.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct RunOptions {
     /// Whether to print how long each step to the first instruction took.
     pub boot_timing: bool,
@@ -39,6 +40,8 @@ pub struct RunOptions {
     pub load: Option<LoadRequest>,
     /// Whether the shipped guest must boot, instead of going on with one that was booted before.
     pub cold: bool,
+    /// Whether the shipped guest is to take the standard streams for a terminal whatever they are.
+    pub terminal: bool,
     /// Save the machine so, and end it, when its guest says that it is ready.
     pub save_when_ready: Option<SnapshotRequest>,
     /// What changes the log's level, where it can change.
@@ -58,6 +61,7 @@ impl RunOptions {
             wait: false,
             load: None,
             cold: false,
+            terminal: false,
             save_when_ready: None,
             log: None,
             identity: None,
@@ -90,6 +94,7 @@ pub fn run<S>(
     let mut machine = Machine::new(spec, timing, events);
     machine.set_log(options.log);
     machine.set_metadata(options.metadata);
+    machine.set_terminal(options.terminal);
     let served = serve(handle)?;
     let cold = options.cold || options.save_when_ready.is_some();
     match &options.load {

@@ -10,6 +10,7 @@ mod api;
 mod api_clients;
 mod bad_input;
 mod balloon;
+mod boot_tests;
 mod codes;
 mod console;
 mod debian;

@@ -14,6 +14,7 @@ use super::fleet::args::{
 };
 use super::image::ImageArgs;
 use super::kernel::KernelArgs;
+use super::test::{self, TestArgs};
 use crate::exit_code;
 use crate::logging::Filter;
 use crate::spec::{
@@ -90,8 +91,15 @@ pub enum Command {
     /// Say what this host offers to virtual machines, and what to do where something lacks
     #[command(after_help = "The exit code is 0 if guests can run here, and 125 if not.")]
     Doctor(DoctorArgs),
-    /// Print the JSON Schema of VM files
-    Schema,
+    /// Run boot tests
+    #[command(long_about = test::ABOUT, after_help = test::AFTER)]
+    Test(Box<TestArgs>),
+    /// Print the JSON Schema of VM files, or of test files
+    Schema {
+        /// Of which files
+        #[arg(value_name = "FILES", value_enum)]
+        of: Option<SchemaArg>,
+    },
     /// Print Berth's manual page, or write one for each verb into a folder
     #[command(after_help = "Example:\n  berth man ~/.local/share/man/man1")]
     Man {
@@ -383,6 +391,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", help_heading = "Snapshot")]
     pub snapshot_when_ready: Option<PathBuf>,
 
+    /// Run for `berth test`: end with the process that started this one, take the standard streams for the guest's terminal, and
+    /// write to FILE how the VM ended
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub driven: Option<PathBuf>,
+
     /// Boot the shipped guest, instead of going on with one that was booted before and kept (see `berth cache`)
     #[arg(long, help_heading = "Run")]
     pub cold: bool,
@@ -469,6 +482,16 @@ pub struct SnapshotMergeArgs {
     /// The directory for the result; a snapshot there is replaced
     #[arg(value_name = "OUT")]
     pub out: PathBuf,
+}
+
+/// What `berth schema` describes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum SchemaArg {
+    /// VM files
+    #[default]
+    Vm,
+    /// Test files
+    Test,
 }
 
 /// `--entry`.

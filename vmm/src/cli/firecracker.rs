@@ -220,6 +220,7 @@ fn session(args: FirecrackerArgs, start: Instant) -> Result<Session, u8> {
         log,
         options,
         api: (!args.no_api).then_some(args.api_sock),
+        end: None,
         prepared,
     })
 }

@@ -24,13 +24,16 @@ mod refusal;
 mod run;
 mod say;
 mod snapshot;
+mod test;
 
 pub use args::{
-    Cli, Command, DoctorArgs, EntryArg, RunArgs, SnapshotArgs, SnapshotInfoArgs, SnapshotMergeArgs,
-    SnapshotVerb,
+    Cli, Command, DoctorArgs, EntryArg, RunArgs, SchemaArg, SnapshotArgs, SnapshotInfoArgs,
+    SnapshotMergeArgs, SnapshotVerb,
 };
 pub use run::resolve;
+pub use test::TestArgs;
 
+use crate::boot_test::file::TestFile;
 use crate::spec::VmSpec;
 use crate::{doctor, exit_code};
 use say::{complain, print, printed};
@@ -68,7 +71,8 @@ pub fn main(start: Instant) -> ExitCode {
             Some(verb) => snapshot::run(verb),
             None => fleet::snapshot(args.save),
         },
-        Command::Schema => print(&schema()),
+        Command::Test(args) => test::run(&args),
+        Command::Schema { of } => print(&schema(of.unwrap_or_default())),
         Command::Man { folder } => manual(folder.as_deref()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -143,10 +147,14 @@ fn examine(args: &DoctorArgs) -> u8 {
     }
 }
 
-/// The JSON Schema of VM files.
-pub fn schema() -> String {
+/// The JSON Schema of VM files or test files.
+pub fn schema(of: SchemaArg) -> String {
+    let schema = match of {
+        SchemaArg::Vm => schema_for!(VmSpec),
+        SchemaArg::Test => schema_for!(TestFile),
+    };
     // A schema is JSON already: writing it cannot fail.
-    let mut text = serde_json::to_string_pretty(&schema_for!(VmSpec)).unwrap_or_default();
+    let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
     text.push('\n');
     text
 }

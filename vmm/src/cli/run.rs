@@ -7,6 +7,7 @@ use super::args::RunArgs;
 use super::fleet;
 use super::say::{complain, print};
 use crate::api::{Api, MetricsWriter, Prepared};
+use crate::boot_test::driven::{self, DrivenEnd};
 use crate::control::ControlHandle;
 use crate::exit_code;
 use crate::fleet::Entry;
@@ -35,9 +36,16 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
     if args.name.is_some() {
         return fleet::run_registered(args, start);
     }
+    if args.driven.is_some()
+        && let Err(error) = driven::end_with_parent()
+    {
+        complain(&format_args!("the end of the test cannot be waited for: {error}"));
+        return exit_code::FAULT;
+    }
     let options = options(&mut args, start);
     let (log_level, log_file) = (args.log_level.take(), args.log_file.take());
     let api = args.api_sock.take();
+    let end = args.driven.take();
     let spec = match validated(args) {
         Ok(spec) => spec,
         Err(code) => return code,
@@ -50,6 +58,7 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
                 options,
                 api,
                 prepared: Prepared::default(),
+                end,
             };
             execute(session, None, |_| ())
         }
@@ -81,6 +90,7 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
             handler: args.uffd.take(),
         }),
         cold: args.cold,
+        terminal: args.driven.is_some(),
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),
         ..RunOptions::new(start)
     }
@@ -111,6 +121,8 @@ pub(super) struct Session {
     pub(super) api: Option<PathBuf>,
     /// What its API knows before its first client.
     pub(super) prepared: Prepared,
+    /// Where to write down how it ended, for a test that waits for that.
+    pub(super) end: Option<PathBuf>,
 }
 
 /// Runs it to its end. A VM of the state directory is written down by `tenure`, which calls `started` when the guest runs.
@@ -125,6 +137,7 @@ pub(super) fn execute(
         options,
         api,
         prepared,
+        end,
     } = session;
     let api = api.or_else(|| tenure.and_then(Tenure::api_socket));
     let options = RunOptions {
@@ -145,6 +158,11 @@ pub(super) fn execute(
     match run::run(spec.clone(), options, serve) {
         Ok(reason) => {
             let (code, sentence) = exit_code::of(&reason, &spec);
+            if let Some(file) = &end
+                && let Err(error) = DrivenEnd::of(&reason, sentence.clone()).write(file)
+            {
+                complain(&format_args!("{}: {error}", file.display()));
+            }
             if let Some(sentence) = sentence {
                 complain(&sentence);
             }

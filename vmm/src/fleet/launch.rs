@@ -37,7 +37,7 @@ pub fn begin(fleet: &Fleet, entry: &Entry) -> Result<Launch, FleetError> {
 }
 
 /// The program that runs: the file it was started from, or, once that was replaced, what the kernel still has of it.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     match std::env::current_exe() {
         Ok(path) if path.exists() => path,
         _ => Path::new("/proc/self/exe").to_owned(),

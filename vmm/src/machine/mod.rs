@@ -70,6 +70,8 @@ pub struct Machine {
     metadata: Arc<MetadataStore>,
     /// The guest boots and will be saved here when it is ready; then it is told what to run.
     warming: Option<Entry>,
+    /// The shipped guest's console is a terminal although the standard streams are none.
+    terminal: bool,
 }
 
 /// What exists from the start on.
@@ -95,6 +97,7 @@ impl Machine {
             log: None,
             metadata: Arc::default(),
             warming: None,
+            terminal: false,
         }
     }
 
@@ -143,6 +146,11 @@ impl Machine {
         self.metadata = metadata;
     }
 
+    /// Has the shipped guest take the standard streams for a terminal.
+    pub(crate) fn set_terminal(&mut self, terminal: bool) {
+        self.terminal = terminal;
+    }
+
     /// Where it is in its life.
     pub fn state(&self) -> MachineState {
         match &self.live {
@@ -181,7 +189,7 @@ impl Machine {
         let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
         metadata::load(&spec, &self.metadata)?;
         let launch = Launch {
-            streams: streams(&spec),
+            streams: self.streams(&spec),
             wait,
         };
         let Built { mut vm, mut console } = vm::build(&spec, launch, &self.metadata, &mut self.timing)?;
@@ -239,6 +247,15 @@ impl Machine {
     pub fn send_ctrl_alt_del(&mut self) -> Result<(), MachineError> {
         self.live("be sent Ctrl-Alt-Del")?.vm.send_ctrl_alt_del();
         Ok(())
+    }
+
+    /// How the shipped guest's streams lead to the host's.
+    fn streams(&self, spec: &ValidSpec) -> Streams {
+        if self.terminal {
+            Streams::Terminal { rows: 0, columns: 0 }
+        } else {
+            streams(spec)
+        }
     }
 
     /// Ends the VM whatever the guest does. The control thread, and the process, end with it.

@@ -1,6 +1,6 @@
 //! Warm starts: a shipped guest that was saved when it was ready, or that is now.
 
-use super::{LoadRequest, Machine, MachineError, Overrides, streams};
+use super::{LoadRequest, Machine, MachineError, Overrides};
 use crate::guest::{self, Streams};
 use crate::snapshot::SnapshotTarget;
 use crate::spec::{self, Fault, Limits};
@@ -43,7 +43,7 @@ impl Machine {
 
     fn restore_warm(&mut self, from: SnapshotTarget) -> Result<(), MachineError> {
         let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
-        let streams = streams(&spec);
+        let streams = self.streams(&spec);
         self.load(&LoadRequest {
             from,
             resume: false,

@@ -126,15 +126,16 @@ pub fn parse(text: &str, format: Format) -> Result<VmSpec, ParseError> {
     // A mark that some editors put in front.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match format {
-        Format::Toml => parse_toml(text),
+        Format::Toml => toml(text),
         Format::Json => parse_json(text),
     }
 }
 
 const GIVEN_TWICE: &str = "the field is given twice; give it once";
 
-fn parse_toml(text: &str) -> Result<VmSpec, ParseError> {
-    let fault = |field: String, error: &toml::de::Error| {
+/// Reads a TOML document.
+pub(crate) fn toml<T: DeserializeOwned>(text: &str) -> Result<T, ParseError> {
+    let fault = |field: String, error: &::toml::de::Error| {
         let span = error.span().unwrap_or_default();
         let at = span.start.min(text.len());
         let line = text
@@ -145,7 +146,7 @@ fn parse_toml(text: &str) -> Result<VmSpec, ParseError> {
             (message, _) => ParseError::from_serde(line, field, message),
         }
     };
-    let deserializer = toml::Deserializer::parse(text).map_err(|error| fault(String::new(), &error))?;
+    let deserializer = ::toml::Deserializer::parse(text).map_err(|error| fault(String::new(), &error))?;
     serde_path_to_error::deserialize(deserializer)
         .map_err(|error| fault(error.path().to_string(), error.inner()))
 }
@@ -191,7 +192,7 @@ pub(crate) fn json<T: DeserializeOwned>(text: &str, what: &str) -> Result<T, Par
 
 impl ParseError {
     /// From where serde was and what it said, in plainer words.
-    fn from_serde(line: usize, path: String, message: &str) -> Self {
+    pub(crate) fn from_serde(line: usize, path: String, message: &str) -> Self {
         let unknown = |kind: &str| message.strip_prefix(kind)?.strip_prefix(" `")?.split_once('`');
         let twice = message
             .strip_prefix("duplicate field `")
@@ -231,6 +232,11 @@ fn named(path: &str, name: &str) -> String {
 /// name between backquotes.
 fn nearest(name: &str, known: &str) -> String {
     let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+    nearest_of(name, &known)
+}
+
+/// The same of a list.
+pub(crate) fn nearest_of(name: &str, known: &[&str]) -> String {
     let alike = |known: &&str| strsim::normalized_damerau_levenshtein(&name.to_lowercase(), known);
     let best = known.iter().copied().max_by(|a, b| alike(a).total_cmp(&alike(b)));
     match best {

@@ -19,7 +19,7 @@ mod mmds;
 mod options;
 mod serial;
 mod size;
-mod table;
+pub(crate) mod table;
 mod validate;
 mod vsock;
 
@@ -29,8 +29,8 @@ pub use cpu_template::{
     Capability, CpuTemplateSpec, CpuidModifier, MsrModifier, Number, Register, RegisterModifier,
 };
 pub use disk::{CacheSpec, DiskSpec, EngineSpec};
-pub(crate) use file::json;
 pub use file::{FileError, Format, ParseError, parse, read};
+pub(crate) use file::{json, nearest_of, toml};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
 pub use mmds::{MmdsSpec, MmdsVersion};
 pub use options::OptionError;

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// What a table describes, for the one who wrote something else.
-pub(super) trait Described {
+pub(crate) trait Described {
     /// Completes "… is not".
     const WHAT: &str;
 }
@@ -70,7 +70,7 @@ where
 }
 
 /// Reads a list of tables.
-pub(super) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub(crate) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Described,

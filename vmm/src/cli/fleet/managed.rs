@@ -88,6 +88,7 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
         log,
         api: None,
         prepared: Prepared::default(),
+        end: None,
         options: RunOptions {
             load: load(entry, &spec),
             ..options(entry, Instant::now())
@@ -100,6 +101,7 @@ fn options(entry: &Entry, start: Instant) -> RunOptions {
     let manner = &entry.meta().manner;
     RunOptions {
         cold: manner.cold,
+        terminal: false,
         save_when_ready: manner.snapshot_when_ready.clone().map(SnapshotRequest::to),
         identity: Some(entry.identity()),
         ..RunOptions::new(start)
@@ -159,6 +161,7 @@ pub(in super::super) fn run_registered(args: RunArgs, start: Instant) -> u8 {
             log,
             api: None,
             prepared: Prepared::default(),
+            end: None,
             options: RunOptions {
                 boot_timing,
                 ..options(&entry, start)

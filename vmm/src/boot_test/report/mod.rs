@@ -1,0 +1,53 @@
+//! What came of the tests, for people and for machines.
+
+pub mod json;
+pub mod junit;
+pub mod tap;
+pub mod terminal;
+
+use super::verdict::{Outcome, Verdict};
+
+/// How many cases went how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Well, flaky ones not among them.
+    pub passed: usize,
+    /// Well, but not at once.
+    pub flaky: usize,
+    /// Badly.
+    pub failed: usize,
+    /// Not run.
+    pub skipped: usize,
+    /// Cut short.
+    pub interrupted: usize,
+}
+
+impl Counts {
+    /// Counts them.
+    pub fn of(verdicts: &[Verdict]) -> Self {
+        let mut counts = Self::default();
+        for verdict in verdicts {
+            *match verdict.outcome {
+                Outcome::Passed => &mut counts.passed,
+                Outcome::Flaky => &mut counts.flaky,
+                Outcome::Failed => &mut counts.failed,
+                Outcome::Skipped(_) => &mut counts.skipped,
+                Outcome::Interrupted => &mut counts.interrupted,
+            } += 1;
+        }
+        counts
+    }
+}
+
+/// A text with nothing in it that a terminal or a parser would obey: what guests say may hold anything.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
+}

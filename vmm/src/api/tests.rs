@@ -307,6 +307,35 @@ fn what_is_wrong_or_lacking_is_a_sentence_that_names_it() {
 }
 
 #[test]
+fn an_object_is_not_taken_for_the_list_of_its_values() {
+    let host = Host::new();
+    for (path, body, words) in [
+        (
+            "/entropy",
+            r#"{"rate_limiter":[null,null]}"#,
+            &["rate_limiter", "give an object"],
+        ),
+        (
+            "/entropy",
+            r#"{"rate_limiter":{"ops":[1,2,3]}}"#,
+            &["ops", "give an object"],
+        ),
+        (
+            "/snapshot/load",
+            r#"{"snapshot_path":"s","mem_backend":["File","m"]}"#,
+            &["mem_backend", "give an object"],
+        ),
+        (
+            "/cpu-config",
+            r#"{"msr_modifiers":[["0x10","0b1"]]}"#,
+            &["msr_modifiers[0]", "give a table"],
+        ),
+    ] {
+        host.refused("PUT", path, body, words);
+    }
+}
+
+#[test]
 fn cpu_templates_that_no_x86_here_can_be_are_refused() {
     let host = Host::new();
     for (path, body, words) in [

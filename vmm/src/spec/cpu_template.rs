@@ -8,6 +8,8 @@ use schemars::JsonSchema;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::table;
+
 /// What of the CPU the guest is to see otherwise than this host's KVM has it. A custom CPU template of Firecracker's fits.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -15,8 +17,10 @@ pub struct CpuTemplateSpec {
     /// Capabilities that KVM must have, by their numbers; one with an exclamation mark before it need not be there.
     pub kvm_capabilities: Vec<Capability>,
     /// Changes to CPUID.
+    #[serde(deserialize_with = "table::list")]
     pub cpuid_modifiers: Vec<CpuidModifier>,
     /// Changes to model-specific registers.
+    #[serde(deserialize_with = "table::list")]
     pub msr_modifiers: Vec<MsrModifier>,
 }
 
@@ -31,6 +35,7 @@ pub struct CpuidModifier {
     /// KVM's flags for it: 1 if the subleaf matters, otherwise 0.
     pub flags: u32,
     /// Changes to its registers.
+    #[serde(deserialize_with = "table::list")]
     pub modifiers: Vec<RegisterModifier>,
 }
 

@@ -35,6 +35,7 @@ pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
 pub use mmds::{MmdsSpec, MmdsVersion};
 pub use options::OptionError;
 pub use size::{ByteSize, SizeError};
+pub(crate) use table::Described;
 pub use validate::{Fault, Limits, MEMORY_MIN, ValidSpec, validate};
 pub use vsock::VsockSpec;
 

@@ -9,8 +9,8 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::{
-    BalloonSpec, BandwidthSpec, ConsoleSpec, CpuTemplateSpec, DiskSpec, MmdsSpec, NetSpec, OpsSpec,
-    RateLimitSpec, VsockSpec,
+    BalloonSpec, BandwidthSpec, ConsoleSpec, CpuTemplateSpec, CpuidModifier, DiskSpec, MmdsSpec, MsrModifier,
+    NetSpec, OpsSpec, RateLimitSpec, RegisterModifier, VsockSpec,
 };
 
 /// What a table describes, for the one who wrote something else.
@@ -33,6 +33,18 @@ impl Described for MmdsSpec {
 
 impl Described for CpuTemplateSpec {
     const WHAT: &str = "a CPU template; give a table, which may be empty";
+}
+
+impl Described for CpuidModifier {
+    const WHAT: &str = "a change to CPUID; give a table with leaf, subleaf, flags and modifiers";
+}
+
+impl Described for RegisterModifier {
+    const WHAT: &str = "a change to a register; give a table with register and bitmap";
+}
+
+impl Described for MsrModifier {
+    const WHAT: &str = "a change to an MSR; give a table with addr and bitmap";
 }
 
 impl Described for VsockSpec {
@@ -60,7 +72,7 @@ impl Described for OpsSpec {
 }
 
 /// Reads a table, or nothing.
-pub(super) fn optional<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+pub(crate) fn optional<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Described,

@@ -8,7 +8,7 @@ use berth_devices::virtio::net::mmds::DEFAULT_ADDRESS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::MmdsVersion;
+use crate::spec::{Described, MmdsVersion, table};
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,7 +31,11 @@ pub(crate) struct Drive {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) path_on_host: Option<PathBuf>,
     /// Limits to what the guest may do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "table::optional"
+    )]
     pub(crate) rate_limiter: Option<RateLimiter>,
     /// Without effect: Berth takes the best engine that the host has.
     #[serde(default)]
@@ -71,7 +75,7 @@ pub(crate) struct PartialDrive {
     #[serde(default)]
     pub(crate) path_on_host: Option<PathBuf>,
     /// New limits.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table::optional")]
     pub(crate) rate_limiter: Option<RateLimiter>,
 }
 
@@ -91,10 +95,18 @@ pub(crate) struct NetworkInterface {
     #[schemars(range(min = 68))]
     pub(crate) mtu: Option<u16>,
     /// Limits to what the guest may receive.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "table::optional"
+    )]
     pub(crate) rx_rate_limiter: Option<RateLimiter>,
     /// Limits to what the guest may send.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "table::optional"
+    )]
     pub(crate) tx_rate_limiter: Option<RateLimiter>,
 }
 
@@ -105,10 +117,10 @@ pub(crate) struct PartialNetworkInterface {
     /// Its name, as in the path.
     pub(crate) iface_id: String,
     /// New limits to what the guest may receive.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table::optional")]
     pub(crate) rx_rate_limiter: Option<RateLimiter>,
     /// New limits to what the guest may send.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table::optional")]
     pub(crate) tx_rate_limiter: Option<RateLimiter>,
 }
 
@@ -117,10 +129,10 @@ pub(crate) struct PartialNetworkInterface {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RateLimiter {
     /// A token is a byte.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "table::optional")]
     pub(crate) bandwidth: Option<TokenBucket>,
     /// A token is an operation.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "table::optional")]
     pub(crate) ops: Option<TokenBucket>,
 }
 
@@ -135,6 +147,14 @@ pub(crate) struct TokenBucket {
     pub(crate) one_time_burst: Option<u64>,
     /// Milliseconds in which it refills.
     pub(crate) refill_time: u64,
+}
+
+impl Described for RateLimiter {
+    const WHAT: &str = "a rate limiter; give an object with bandwidth or ops";
+}
+
+impl Described for TokenBucket {
+    const WHAT: &str = "a bucket of tokens; give an object with size and refill_time";
 }
 
 /// A virtio-vsock device.
@@ -257,7 +277,7 @@ pub(crate) struct BalloonStats {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct EntropyDevice {
     /// Limits to what the guest may take.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "table::optional")]
     pub(crate) rate_limiter: Option<RateLimiter>,
 }
 
@@ -268,6 +288,7 @@ pub(crate) struct SerialDevice {
     /// A file for what the guest writes to it. Without it, standard output.
     pub(crate) serial_out_path: Option<PathBuf>,
     /// A limit to what the guest may write, which Berth does not take: a guest waits while its reader does not read.
+    #[serde(deserialize_with = "table::optional")]
     pub(crate) rate_limiter: Option<TokenBucket>,
 }
 
@@ -288,7 +309,7 @@ pub(crate) struct Pmem {
     #[serde(default)]
     pub(crate) read_only: bool,
     /// Limits to what the guest may do.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table::optional")]
     pub(crate) rate_limiter: Option<RateLimiter>,
 }
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Balloon, Drive, EntropyDevice, MmdsConfig, NetworkInterface, Vsock};
-use crate::spec::{Capability, CpuidModifier, MsrModifier};
+use crate::spec::{Capability, CpuidModifier, MsrModifier, table};
 
 /// Which VM this is and where it is in its life.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -130,8 +130,10 @@ pub(crate) struct CpuConfig {
     /// Capabilities that KVM must have, or with an exclamation mark need not have.
     pub(crate) kvm_capabilities: Vec<Capability>,
     /// Changes to CPUID.
+    #[serde(deserialize_with = "table::list")]
     pub(crate) cpuid_modifiers: Vec<CpuidModifier>,
     /// Changes to model-specific registers.
+    #[serde(deserialize_with = "table::list")]
     pub(crate) msr_modifiers: Vec<MsrModifier>,
     /// Changes to registers of Arm CPUs, which are refused.
     pub(crate) reg_modifiers: Vec<serde_json::Value>,

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::spec::{Described, table};
+
 /// A snapshot to take of a paused VM.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -40,7 +42,7 @@ pub(crate) struct SnapshotLoadParams {
     #[serde(default)]
     pub(crate) mem_file_path: Option<PathBuf>,
     /// Where the guest's memory comes from.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table::optional")]
     pub(crate) mem_backend: Option<MemoryBackend>,
     /// The old name of `track_dirty_pages`.
     #[serde(default)]
@@ -52,10 +54,10 @@ pub(crate) struct SnapshotLoadParams {
     #[serde(default)]
     pub(crate) resume_vm: bool,
     /// Other taps than those in the snapshot.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table::list")]
     pub(crate) network_overrides: Vec<NetworkOverride>,
     /// Another socket for vsock than that in the snapshot.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "table::optional")]
     pub(crate) vsock_override: Option<VsockOverride>,
     /// Whether the guest's clock passes the time that it missed; without it, it does.
     #[serde(default)]
@@ -100,4 +102,16 @@ pub(crate) struct NetworkOverride {
 pub(crate) struct VsockOverride {
     /// Where.
     pub(crate) uds_path: PathBuf,
+}
+
+impl Described for MemoryBackend {
+    const WHAT: &str = "a memory backend; give an object with backend_type and backend_path";
+}
+
+impl Described for NetworkOverride {
+    const WHAT: &str = "another tap; give an object with iface_id and host_dev_name";
+}
+
+impl Described for VsockOverride {
+    const WHAT: &str = "another socket; give an object with uds_path";
 }

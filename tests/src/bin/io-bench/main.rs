@@ -10,6 +10,7 @@
 // Counts and nanoseconds here stay far below 2^52.
 #![allow(clippy::cast_precision_loss)]
 
+mod calls;
 mod case;
 mod floor;
 mod floor_net;
@@ -96,6 +97,9 @@ struct BenchOptions {
     /// Words that every guest gets in addition, such as `event_idx=0`.
     #[arg(long, default_value = "")]
     words: String,
+    /// Counts each monitor's system calls too, in runs of their own under strace.
+    #[arg(long)]
+    calls: bool,
     /// Writes all that was measured, run by run, to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -136,6 +140,7 @@ fn bench(options: &BenchOptions) {
         direct: options.direct,
         words: options.words.clone(),
         tsc_khz: measure::tsc_khz(),
+        calls: options.calls,
     };
     let mut all = Vec::new();
     println!("{}", report::HEAD);
@@ -143,6 +148,9 @@ fn bench(options: &BenchOptions) {
         let measured = measure::measure(case, &monitors, &setting);
         print!("{}", report::rows(&measured));
         all.push(measured);
+    }
+    if options.calls {
+        print!("{}", report::calls(&all));
     }
     if let Some(path) = &options.json {
         let text =

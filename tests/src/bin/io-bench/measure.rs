@@ -1,12 +1,14 @@
 //! Rounds of runs, and what each said.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use berth_tests::netns::Netns;
 use serde::{Deserialize, Serialize};
 
+use crate::calls::{self, Calls};
 use crate::case::Case;
 use crate::monitor::{Given, Monitor};
 use crate::options::{self, Bench, Op};
@@ -22,6 +24,8 @@ pub(crate) struct Setting {
     pub(crate) direct: bool,
     pub(crate) words: String,
     pub(crate) tsc_khz: u64,
+    /// Whether to count system calls too.
+    pub(crate) calls: bool,
 }
 
 /// The part of the guest's line that is used here.
@@ -48,6 +52,8 @@ pub(crate) struct Sample {
     pub(crate) line: Line,
     /// Processor time of the whole process, start and end included, microseconds.
     pub(crate) cpu_us: u64,
+    /// Times that a thread of it left a processor.
+    pub(crate) switches: u64,
     pub(crate) elapsed_us: u64,
 }
 
@@ -59,6 +65,10 @@ impl Sample {
     pub(crate) fn cpu_per_operation(&self) -> f64 {
         self.cpu_us as f64 / (self.line.operations.max(1) as f64)
     }
+
+    pub(crate) fn switches_per_operation(&self) -> f64 {
+        self.switches as f64 / (self.line.operations.max(1) as f64)
+    }
 }
 
 /// What one monitor did for one case.
@@ -68,6 +78,8 @@ pub(crate) struct Runs {
     pub(crate) samples: Vec<Sample>,
     /// Why there are no more samples.
     pub(crate) failure: Option<String>,
+    /// System calls, where they were counted.
+    pub(crate) calls: Option<Calls>,
 }
 
 /// One case, all monitors; Berth first.
@@ -86,6 +98,7 @@ pub(crate) fn measure(case: &Case, monitors: &[Monitor], setting: &Setting) -> M
             name: monitor.name,
             samples: Vec::new(),
             failure: None,
+            calls: None,
         })
         .collect();
     let words = format!(
@@ -101,8 +114,16 @@ pub(crate) fn measure(case: &Case, monitors: &[Monitor], setting: &Setting) -> M
             if runs.failure.is_some() {
                 continue;
             }
-            match sample(monitor, &words, setting) {
+            match sample(monitor, &words, setting, |command| command) {
                 Ok(sample) => runs.samples.push(sample),
+                Err(failure) => runs.failure = Some(failure),
+            }
+        }
+    }
+    if setting.calls {
+        for (monitor, runs) in monitors.iter().zip(&mut all) {
+            match calls::count(case, monitor, setting) {
+                Ok(calls) => runs.calls = Some(calls),
                 Err(failure) => runs.failure = Some(failure),
             }
         }
@@ -114,7 +135,13 @@ pub(crate) fn measure(case: &Case, monitors: &[Monitor], setting: &Setting) -> M
     }
 }
 
-fn sample(monitor: &Monitor, words: &str, setting: &Setting) -> Result<Sample, String> {
+/// One run, of the command that `wrap` makes of the monitor's.
+pub(crate) fn sample(
+    monitor: &Monitor,
+    words: &str,
+    setting: &Setting,
+    wrap: impl FnOnce(Command) -> Command,
+) -> Result<Sample, String> {
     let asked = options::parse(words).map_err(|problem| problem.to_string())?;
     let netns = (asked.bench == Bench::Net).then(|| Netns::with_tap(TAP, "10.99.0.1/24"));
     let given = Given {
@@ -124,7 +151,7 @@ fn sample(monitor: &Monitor, words: &str, setting: &Setting) -> Result<Sample, S
         netns: netns.as_ref(),
     };
     let deadline = Duration::from_secs(30) + 3 * Duration::from_millis(setting.ms);
-    let command = monitor.command(&given);
+    let command = wrap(monitor.command(&given));
     let finished = match &netns {
         // What is only sent needs nobody who listens.
         Some(netns) if asked.op != Op::Tx => {
@@ -141,6 +168,7 @@ fn sample(monitor: &Monitor, words: &str, setting: &Setting) -> Result<Sample, S
     Ok(Sample {
         line,
         cpu_us: finished.cpu_us,
+        switches: finished.switches,
         elapsed_us: finished.elapsed.as_micros() as u64,
     })
 }

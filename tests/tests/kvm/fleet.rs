@@ -313,3 +313,38 @@ fn a_snapshot_is_restored_beside_the_vm_and_goes_on_from_there() {
     let sentence = fleet.run(["restore", "/nonexistent"]).sentence(codes::USER);
     assert!(sentence.contains("/nonexistent/vm.json"), "{sentence}");
 }
+
+#[test]
+fn the_shipped_guest_ends_its_command_and_itself_when_it_is_stopped() {
+    let fleet = Fleet::new();
+    // One that says good-bye, and one that will not hear of it.
+    for (name, trap) in [
+        ("good", "trap 'echo bye; exit 3' TERM"),
+        ("bad", "trap '' TERM HUP"),
+    ] {
+        let script = format!("{trap}; echo up; while :; do read -r line; done");
+        let made = fleet
+            .verb(["run", "--detach", "--name", name])
+            .command(["sh", "-c", &script])
+            .finish();
+        made.expect_code(0);
+        fleet.attach(name, "", &["up"]);
+    }
+    let outcome = fleet.run(["stop", "--time", "50", "good"]);
+    assert_eq!(outcome.expect_code(0).out(), "good\n");
+    let vm = fleet.inspect("good");
+    assert_eq!(
+        (&vm["reason"], &vm["exit_code"]),
+        (&"exit".into(), &0.into()),
+        "{vm}"
+    );
+    assert!(fleet.good(["logs", "good"]).contains("bye"));
+
+    assert_eq!(fleet.good(["stop", "--time", "0.5", "bad"]), "bad\n");
+    let vm = fleet.inspect("bad");
+    assert_eq!(
+        (&vm["reason"], &vm["exit_code"]),
+        (&"killed".into(), &(codes::SIGNAL + 15).into()),
+        "{vm}"
+    );
+}

@@ -335,14 +335,73 @@ fn no_verb_is_a_mistake_answered_with_the_help() {
     assert!(text(&output.stderr).contains("Usage: berth"), "{output:?}");
 }
 
-#[test]
-fn completions_are_printed_for_the_usual_shells() {
-    for shell in ["bash", "zsh", "fish"] {
-        assert!(
-            printed(&berth(&["completions", shell])).contains("cmdline-replace"),
-            "{shell}"
-        );
+/// A state directory with two VMs, for completions.
+fn with_vms() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["web-1", "worker"] {
+        let made = Command::new(env!("CARGO_BIN_EXE_berth"))
+            .args(["create", "--name", name])
+            .env("BERTH_STATE_DIR", folder.path())
+            .output()
+            .unwrap();
+        ends_with(&made, exit_code::OK);
     }
+    folder
+}
+
+#[test]
+fn every_shell_is_told_the_names_of_vms_and_the_flags_of_verbs() {
+    let folder = with_vms();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(printed(&berth(&["completions", shell])).contains("BERTH_COMPLETE"));
+        let complete = |words: &[&str]| {
+            let output = Command::new(env!("CARGO_BIN_EXE_berth"))
+                .args([&["--", "berth"], words].concat())
+                .env("BERTH_STATE_DIR", folder.path())
+                .env("BERTH_COMPLETE", shell)
+                .env("_CLAP_COMPLETE_INDEX", words.len().to_string())
+                .env("_CLAP_IFS", "\n")
+                .output()
+                .unwrap();
+            text(&output.stdout).to_owned()
+        };
+        for verb in ["start", "stop", "console", "logs", "fork", "snapshot", "rm"] {
+            let said = complete(&[verb, "w"]);
+            assert!(
+                said.contains("web-1") && said.contains("worker"),
+                "{shell} {verb}: {said}"
+            );
+            let said = complete(&[verb, "wo"]);
+            assert!(
+                !said.contains("web-1") && said.contains("worker"),
+                "{shell} {verb}: {said}"
+            );
+        }
+        let said = complete(&["run", "--cmdline-r"]);
+        assert!(said.contains("--cmdline-replace"), "{shell}: {said}");
+    }
+}
+
+#[test]
+fn bash_completes_the_name_of_a_vm() {
+    let folder = with_vms();
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_berth"));
+    let script = "source <(berth completions bash)
+        COMP_WORDS=(berth console we); COMP_CWORD=2; COMP_TYPE=9
+        _clap_complete_berth berth we console
+        echo \"${COMPREPLY[@]}\"";
+    let path = std::env::join_paths(
+        [program.parent().unwrap().to_owned()]
+            .into_iter()
+            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let output = Command::new("bash")
+        .args(["-c", script])
+        .env("PATH", path.unwrap())
+        .env("BERTH_STATE_DIR", folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout).trim(), "web-1", "{output:?}");
 }
 
 #[test]

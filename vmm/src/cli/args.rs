@@ -108,9 +108,7 @@ pub enum Command {
         folder: Option<PathBuf>,
     },
     /// Print a script that completes arguments in your shell
-    #[command(
-        after_help = "Example:\n  berth completions bash > ~/.local/share/bash-completion/completions/berth"
-    )]
+    #[command(after_help = "Example, for ~/.bashrc:\n  source <(berth completions bash)")]
     Completions {
         /// The shell
         shell: Shell,

@@ -16,6 +16,7 @@ use schemars::schema_for;
 
 mod args;
 mod cache;
+mod completion;
 mod firecracker;
 mod fleet;
 mod image;
@@ -41,6 +42,7 @@ use say::{complain, print, printed};
 /// Runs the program with the process's arguments. `start` is when it began.
 pub fn main(start: Instant) -> ExitCode {
     end_on_panic();
+    completion::answer();
     let cli = match Cli::try_parse_from(words()) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error).into(),
@@ -74,11 +76,7 @@ pub fn main(start: Instant) -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Schema { of } => print(&schema(of.unwrap_or_default())),
         Command::Man { folder } => manual(folder.as_deref()),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "berth", &mut script);
-            print(&String::from_utf8_lossy(&script))
-        }
+        Command::Completions { shell } => completion::script(shell),
     };
     code.into()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::super::args::option;
+use super::super::completion::vms;
 use crate::fleet::Manner;
 use crate::logging::Filter;
 use crate::spec::{ConsoleSpec, DiskSpec, NetSpec, VsockSpec};
@@ -28,7 +29,7 @@ pub struct StateDir {
 #[derive(Debug, Clone, Args)]
 pub struct VmsArgs {
     /// The VMs, each by its name or the beginning of its id
-    #[arg(required = true, value_name = "VM")]
+    #[arg(required = true, value_name = "VM", add = vms())]
     pub vms: Vec<String>,
     /// Print the VMs as JSON instead of their names
     #[arg(long)]
@@ -81,7 +82,7 @@ pub struct PsArgs {
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// The VMs, each by its name or the beginning of its id
-    #[arg(required = true, value_name = "VM")]
+    #[arg(required = true, value_name = "VM", add = vms())]
     pub vms: Vec<String>,
     /// It is JSON in any case
     #[arg(long, hide = true)]
@@ -95,7 +96,13 @@ pub struct InspectArgs {
 #[derive(Debug, Args)]
 pub struct ConsoleArgs {
     /// The VM, by its name or the beginning of its id
+    #[arg(add = vms())]
     pub vm: String,
+    /// Attach to this port of its virtio console instead of its serial port: its name, or its number from 1
+    ///
+    /// The port must lead to a socket. The guest is told the size of this terminal's window if it is the first one.
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub state: StateDir,
@@ -105,6 +112,7 @@ pub struct ConsoleArgs {
 #[derive(Debug, Args)]
 pub struct LogsArgs {
     /// The VM, by its name or the beginning of its id
+    #[arg(add = vms())]
     pub vm: String,
     /// What its guest said (this is what is shown if nothing is asked for)
     #[arg(long, conflicts_with = "vmm")]
@@ -127,7 +135,7 @@ pub struct LogsArgs {
 #[derive(Debug, Args)]
 pub struct SaveArgs {
     /// The VM, by its name or the beginning of its id
-    #[arg(required = true)]
+    #[arg(required = true, add = vms())]
     pub vm: Option<String>,
     /// The directory to save it in, which is replaced if it is a snapshot [default: one in the state directory]
     #[arg(value_name = "DIR")]
@@ -203,7 +211,7 @@ impl GoOnArgs {
 #[derive(Debug, Args)]
 pub struct ForkArgs {
     /// The VM, by its name or the beginning of its id, or the directory of a snapshot, with a slash in it
-    #[arg(value_name = "VM|DIR")]
+    #[arg(value_name = "VM|DIR", add = vms())]
     pub vm: String,
     /// How many clones to make
     #[arg(long, short = 'n', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -223,7 +231,7 @@ pub struct ForkArgs {
 #[derive(Debug, Args)]
 pub struct EventsArgs {
     /// Only what happens to these VMs
-    #[arg(value_name = "VM")]
+    #[arg(value_name = "VM", add = vms())]
     pub vms: Vec<String>,
     /// Begin with what is on record
     #[arg(long)]

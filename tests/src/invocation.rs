@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::netns::Netns;
 pub use crate::outcome::Outcome;
@@ -537,6 +537,17 @@ impl Terminal {
 
     fn settings(&self) -> Termios {
         tcgetattr(&self.end).expect("it is a terminal")
+    }
+
+    /// Gives its window another size.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&self.controller, size).expect("it is a terminal");
     }
 
     /// Fails unless its settings are what they were before the program had it.

@@ -6,17 +6,30 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
+/// The terminal's window has another size.
+pub(crate) const RESIZED: i32 = libc::SIGWINCH;
+
 /// A signalfd for the ending signals, which are blocked from the moment it is taken, in this thread and all that it starts.
 pub(crate) struct Signals(OwnedFd);
 
 impl Signals {
     /// Takes the signals. Call it before any thread is started.
     pub(crate) fn take() -> io::Result<Self> {
+        Self::of(&ENDING)
+    }
+
+    /// Those and [`RESIZED`].
+    pub(crate) fn take_with_resized() -> io::Result<Self> {
+        let [a, b, c, d] = ENDING;
+        Self::of(&[a, b, c, d, RESIZED])
+    }
+
+    fn of(signals: &[libc::c_int]) -> io::Result<Self> {
         // SAFETY: all zero bits are a valid signal set, and sigemptyset makes it an empty one anyway.
         let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: `set` is a live signal set that nothing else refers to.
         unsafe { libc::sigemptyset(&raw mut set) };
-        for signal in ENDING {
+        for &signal in signals {
             // SAFETY: as above, and the numbers are signals.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }

@@ -3,7 +3,13 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 
+use berth_tests::api;
+use berth_tests::fleet::Fleet;
 use berth_tests::invocation::script;
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::codes;
 
 #[test]
 fn a_console_and_a_named_port_talk_to_sockets_of_the_host() {
@@ -55,4 +61,43 @@ fn a_console_and_a_named_port_talk_to_sockets_of_the_host() {
     outcome.expect_code(0);
     assert!(outcome.out().ends_with("closed\n"), "{outcome}");
     assert!(!console.exists(), "the socket is left behind");
+}
+
+#[test]
+fn the_guest_learns_the_size_of_the_window_that_shows_its_console() {
+    let fleet = Fleet::new();
+    let socket = fleet.path().join("hvc0");
+    let made = fleet
+        .verb(["run", "--detach", "--name", "web"])
+        .arg(format!("--console=name=main,socket={}", socket.display()))
+        .command([
+            "sh",
+            "-c",
+            "exec <>/dev/hvc0 >&0 2>/dev/null; while :; do stty size; usleep 200000; done",
+        ])
+        .finish();
+    made.expect_code(0);
+    let mut console = fleet
+        .verb(["console", "web", "--port", "main"])
+        .on_terminal()
+        .start();
+    console.terminal().resize(33, 99);
+    console.signal(Signal::WINCH);
+    console.wait_for("33 99");
+    console.terminal().resize(44, 111);
+    console.signal(Signal::WINCH);
+    console.wait_for("44 111");
+    console.send("\x01d");
+    console.finish().expect_code(0);
+    let api = fleet.inspect("web")["api_socket"].as_str().unwrap().to_owned();
+    let window = json!({ "rows": 1, "columns": 2 });
+    let answer = api::request(api.as_ref(), "PATCH", "/berth/v1/console/2", &window);
+    assert_eq!(answer.status, 400, "{answer:?}");
+    let sentence = fleet
+        .run(["console", "web", "--port", "none"])
+        .sentence(codes::USER);
+    assert!(
+        sentence.starts_with("web: its console has no port \"none\"; "),
+        "{sentence}"
+    );
 }

@@ -9,7 +9,8 @@ use super::limits;
 use super::route::Scene;
 use super::side::{DriveExtra, Side};
 use super::types::{
-    Drive, EntropyDevice, NetworkInterface, PartialDrive, PartialNetworkInterface, SerialDevice, Vsock,
+    BerthWindow, Drive, EntropyDevice, NetworkInterface, PartialDrive, PartialNetworkInterface, SerialDevice,
+    Vsock,
 };
 use crate::spec::{DiskSpec, NetSpec, SerialSpec, VmSpec, VsockSpec};
 
@@ -234,6 +235,31 @@ pub(crate) fn patch_net(
         limits::merge(&mut spec.nets[at].tx_rate_limit, transmit);
     });
     Ok(())
+}
+
+/// `PATCH /berth/v1/console/{port}`
+pub(crate) fn patch_console(scene: &mut Scene<'_>, port: &str, window: BerthWindow) -> Result<(), ApiError> {
+    after_start(scene)?;
+    let ports = scene.machine.spec().consoles.len();
+    let number = port.parse().ok().filter(|number| (1..=ports).contains(number));
+    match number {
+        Some(1) => {}
+        Some(_) => {
+            return Err(ApiError::bad(format!(
+                "port: {port} is a stream of bytes and no console, so it has no window; 1 is the console."
+            )));
+        }
+        None => {
+            return Err(ApiError::bad(format!(
+                "port: there is no port {port:?}; this VM's console has {ports}, numbered from 1 (--console)."
+            )));
+        }
+    }
+    let handle = scene.machine.devices()?.console.clone();
+    let handle = handle.ok_or_else(|| ApiError::bad("this VM has no console beside its serial port."))?;
+    handle
+        .resize(window.columns, window.rows)
+        .map_err(|cause| ApiError::bad(format!("{cause}.")))
 }
 
 /// `DELETE` of a device.

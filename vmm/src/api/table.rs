@@ -213,6 +213,12 @@ fn own() -> Vec<Route> {
             "Save the VM in a folder",
             snapshot::take,
         ),
+        Route::order(
+            Verb::Patch,
+            "/berth/v1/console/{port}",
+            "Tell the guest the size of the window that shows a console's port: 1, the console itself",
+            devices::patch_console,
+        ),
         Route::text(
             "/berth/v1/metrics",
             "Metrics for Prometheus",

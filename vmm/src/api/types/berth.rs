@@ -38,6 +38,16 @@ pub(crate) struct BerthLog {
     pub(crate) level: String,
 }
 
+/// The window in which a console is shown.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BerthWindow {
+    /// Characters from top to bottom.
+    pub(crate) rows: u16,
+    /// Characters from left to right.
+    pub(crate) columns: u16,
+}
+
 /// A snapshot to take.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

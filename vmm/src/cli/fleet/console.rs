@@ -3,9 +3,12 @@
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::termios::tcgetwinsize;
+use serde_json::json;
 
 use super::super::say::complain;
 use super::args::ConsoleArgs;
@@ -13,7 +16,7 @@ use super::{code, open};
 use crate::console::{ATTACHED_HELP, Escape, RawTerminal, Request, kept};
 use crate::exit_code;
 use crate::fleet::{Entry, FleetError, drive};
-use crate::signals::Signals;
+use crate::signals::{RESIZED, Signals};
 use crate::unix;
 
 /// How a time at the console ends.
@@ -29,8 +32,18 @@ enum Leave {
 pub(in super::super) fn console(args: ConsoleArgs) -> u8 {
     code(open(args.state).and_then(|fleet| {
         let entry = fleet.find(&args.vm)?;
-        let stream = attach(&entry)?;
-        match stay(&stream).map_err(|error| refused(&entry, format!("its console is lost: {error}")))? {
+        let (stream, sized) = match &args.port {
+            None => (attach(&entry)?, false),
+            Some(port) => attach_to_port(&entry, port)?,
+        };
+        let resized = || {
+            if sized {
+                tell_size(&entry);
+            }
+        };
+        match stay(&stream, resized)
+            .map_err(|error| refused(&entry, format!("its console is lost: {error}")))?
+        {
             Leave::Detached => {
                 complain(&format_args!(
                     "detached; berth console {} attaches again",
@@ -84,9 +97,62 @@ fn attach(entry: &Entry) -> Result<UnixStream, FleetError> {
     }
 }
 
-/// Passes bytes both ways until somebody leaves.
-fn stay(stream: &UnixStream) -> io::Result<Leave> {
-    let signals = Signals::take()?;
+/// Connects to a port of the virtio console. Also says whether it is the one whose window has a size.
+fn attach_to_port(entry: &Entry, port: &str) -> Result<(UnixStream, bool), FleetError> {
+    let vm = drive::request(entry, "GET", "/berth/v1/vm", None, "be attached to")?;
+    let none = Vec::new();
+    let ports = vm["spec"]["consoles"].as_array().unwrap_or(&none);
+    let number: Option<usize> = port.parse().ok();
+    let found = (1..)
+        .zip(ports)
+        .find(|(at, found)| found["name"] == port || number == Some(*at));
+    let Some((number, found)) = found else {
+        return Err(refused(
+            entry,
+            format!(
+                "its console has no port {port:?}; berth inspect {} lists them",
+                entry.name()
+            ),
+        ));
+    };
+    let Some(socket) = found["socket"].as_str() else {
+        return Err(refused(
+            entry,
+            format!("port {port} of its console leads to no socket, so nobody can attach to it"),
+        ));
+    };
+    let stream = unix::connect(Path::new(socket)).map_err(|error| {
+        refused(
+            entry,
+            format!("port {port} of its console does not answer: {error}"),
+        )
+    })?;
+    Ok((stream, number == 1))
+}
+
+/// Tells the guest how large the window is, where there is one.
+fn tell_size(entry: &Entry) {
+    let stdout = io::stdout();
+    if let Ok(size) = tcgetwinsize(&stdout)
+        && size.ws_row != 0
+    {
+        let body = json!({ "rows": size.ws_row, "columns": size.ws_col });
+        // A guest that does not hear of it shows its output all the same.
+        let _ = drive::request(
+            entry,
+            "PATCH",
+            "/berth/v1/console/1",
+            Some(&body),
+            "be told of it",
+        );
+    }
+}
+
+/// Passes bytes both ways until somebody leaves. Calls `resized` at the start and when the window has another size.
+fn stay(stream: &UnixStream, resized: impl Fn()) -> io::Result<Leave> {
+    let signals = Signals::take_with_resized()?;
+    // Not before: a change in between would be missed.
+    resized();
     let terminal = RawTerminal::take()?;
     let interactive = terminal.is_some();
     if interactive && io::stdout().is_terminal() {
@@ -112,6 +178,10 @@ fn stay(stream: &UnixStream) -> io::Result<Leave> {
         if ready[0]
             && let Some(signal) = signals.next()
         {
+            if signal == RESIZED {
+                resized();
+                continue;
+            }
             return Ok(Leave::Signal(signal));
         }
         if ready[1] && !show(stream)? {

@@ -126,6 +126,32 @@ impl Limiter {
     }
 }
 
+/// A bucket alone, for what is dropped where there is not enough.
+#[derive(Debug)]
+pub struct Meter {
+    bucket: Bucket,
+    start: Instant,
+}
+
+impl Meter {
+    /// A meter with a full bucket; nothing if `config` limits nothing.
+    pub fn new(config: BucketConfig) -> Option<Self> {
+        Some(Self {
+            bucket: Bucket::new(config, 0)?,
+            start: Instant::now(),
+        })
+    }
+
+    /// Whether `amount` may pass now; then it is counted.
+    pub fn admit(&mut self, amount: u64) -> bool {
+        let allowed = self.bucket.allows(amount, self.start.elapsed().as_nanos() as u64);
+        if allowed {
+            self.bucket.take(amount);
+        }
+        allowed
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

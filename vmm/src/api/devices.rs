@@ -284,11 +284,8 @@ pub(crate) fn put_entropy(scene: &mut Scene<'_>, _: &str, entropy: EntropyDevice
 /// `PUT /serial`
 pub(crate) fn put_serial(scene: &mut Scene<'_>, _: &str, serial: SerialDevice) -> Result<(), ApiError> {
     before_start(scene)?;
-    if serial.rate_limiter.is_some() {
-        let what = "Berth drops nothing of what a guest writes; leave it out";
-        return Err(ApiError::lacks("rate_limiter", what));
-    }
     amend(scene, |spec| {
+        spec.serial_rate_limit = serial.rate_limiter.and_then(limits::bandwidth);
         spec.serial = match serial.serial_out_path {
             Some(path) => SerialSpec::File(path),
             None => SerialSpec::Stdio,

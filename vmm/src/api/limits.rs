@@ -23,16 +23,25 @@ pub(super) fn change(limiter: Option<RateLimiter>) -> LimiterChange {
     }
 }
 
+fn bytes(bucket: BucketConfig) -> Option<BandwidthSpec> {
+    bucket.limits().then_some(BandwidthSpec {
+        size: ByteSize(bucket.size),
+        refill_ms: bucket.refill_ms,
+        burst: ByteSize(bucket.burst),
+    })
+}
+
+/// A limit in bytes alone, in a description.
+pub(super) fn bandwidth(limit: TokenBucket) -> Option<BandwidthSpec> {
+    bytes(bucket(limit))
+}
+
 /// Brings what a PUT or PATCH says into a description.
 pub(super) fn merge(own: &mut Option<RateLimitSpec>, limiter: Option<RateLimiter>) {
     let LimiterChange { bandwidth, ops } = change(limiter);
     let mut limit = own.take().unwrap_or_default();
     if let Some(bucket) = bandwidth {
-        limit.bandwidth = bucket.limits().then_some(BandwidthSpec {
-            size: ByteSize(bucket.size),
-            refill_ms: bucket.refill_ms,
-            burst: ByteSize(bucket.burst),
-        });
+        limit.bandwidth = bytes(bucket);
     }
     if let Some(bucket) = ops {
         limit.ops = bucket.limits().then_some(OpsSpec {

@@ -307,6 +307,17 @@ fn what_is_wrong_or_lacking_is_a_sentence_that_names_it() {
 }
 
 #[test]
+fn the_serial_ports_limit_is_kept_and_one_without_a_size_limits_nothing() {
+    let host = Host::new();
+    let limit = |size: u64| json!({"rate_limiter": {"size": size, "refill_time": 100, "one_time_burst": 5}});
+    assert_eq!(host.put("/serial", &limit(1000)).0, 204);
+    let kept = host.get("/berth/v1/vm")["spec"]["serial_rate_limit"].clone();
+    assert_eq!(kept, json!({"size": "1000", "refill_ms": 100, "burst": "5"}));
+    assert_eq!(host.put("/serial", &limit(0)).0, 204);
+    assert_eq!(host.get("/berth/v1/vm")["spec"]["serial_rate_limit"], Value::Null);
+}
+
+#[test]
 fn an_object_is_not_taken_for_the_list_of_its_values() {
     let host = Host::new();
     for (path, body, words) in [

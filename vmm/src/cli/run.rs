@@ -255,6 +255,8 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         // Only files have it.
         rng_rate_limit: _,
         serial,
+        // Only files have it.
+        serial_rate_limit: _,
         timeout,
         assist,
     } = spec;

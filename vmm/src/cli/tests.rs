@@ -88,6 +88,7 @@ fn each_flag_fills_its_field() {
         rng: false,
         rng_rate_limit: None,
         serial: SerialSpec::File("log".into()),
+        serial_rate_limit: None,
         timeout: Some(5),
         assist: false,
     };
@@ -278,7 +279,11 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .map(|text| format!("--cmdline-base={text}")),
     );
     words.extend(spec.timeout.map(|seconds| format!("--timeout={seconds}")));
-    if spec.rng_rate_limit.is_some() || spec.mmds.is_some() || spec.cpu_template.is_some() {
+    if spec.rng_rate_limit.is_some()
+        || spec.mmds.is_some()
+        || spec.cpu_template.is_some()
+        || spec.serial_rate_limit.is_some()
+    {
         return None;
     }
     for disk in &spec.disks {

@@ -20,13 +20,14 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use berth_devices::limiter::{BucketConfig, Meter};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 
 pub(crate) use self::escape::{ATTACHED_HELP, Escape, HELP, Request};
 use self::input::{Input, Source};
-use self::output::{Client, Pty, Stream};
+use self::output::{Client, Limited, Pty, Stream};
 pub(crate) use self::terminal::RawTerminal;
 use crate::spec::SerialSpec;
 use crate::stop::StopCell;
@@ -155,6 +156,14 @@ impl Console {
             _socket: socket,
             _keeper: keeper,
         })
+    }
+
+    /// From now on only so much of the guest's output passes.
+    pub(crate) fn limit(&mut self, limit: BucketConfig) {
+        if let Some(meter) = Meter::new(limit) {
+            let output = std::mem::replace(&mut self.output, Box::new(io::sink()));
+            self.output = Box::new(Limited { output, meter });
+        }
     }
 }
 

@@ -7,6 +7,8 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use berth_devices::limiter::Meter;
+use berth_devices::warn_guest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -117,8 +119,34 @@ impl Write for Pty {
     }
 }
 
+/// Output of which only so much passes; the rest is dropped, so that a guest never waits for it.
+pub(crate) struct Limited {
+    pub(crate) output: Box<dyn Write + Send>,
+    pub(crate) meter: Meter,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let pass: Vec<u8> = bytes.iter().copied().filter(|_| self.meter.admit(1)).collect();
+        self.output.write_all(&pass)?;
+        let dropped = bytes.len() - pass.len();
+        if dropped > 0 {
+            warn_guest!(
+                "serial port: the guest writes more than its rate limit lets pass; {dropped} bytes are dropped"
+            );
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use berth_devices::limiter::BucketConfig;
+
     use super::*;
     use crate::stop::StopReason;
     use std::io::Read;
@@ -136,6 +164,26 @@ mod tests {
         stop.stop(StopReason::Shutdown);
         // More than any pipe holds.
         stream.write_all(&vec![b'x'; 4 << 20]).unwrap();
+    }
+
+    #[test]
+    fn what_a_limit_does_not_let_pass_is_dropped_and_nobody_waits() {
+        let (mut reader, writer) = UnixStream::pair().unwrap();
+        let hour = BucketConfig {
+            size: 4,
+            refill_ms: 3_600_000,
+            burst: 2,
+        };
+        let mut limited = Limited {
+            output: Box::new(writer),
+            meter: Meter::new(hour).unwrap(),
+        };
+        limited.write_all(b"12345").unwrap();
+        limited.write_all(b"678").unwrap();
+        drop(limited);
+        let mut heard = String::new();
+        reader.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "123456");
     }
 
     #[test]

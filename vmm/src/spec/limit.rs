@@ -54,6 +54,17 @@ fn second() -> u64 {
     SECOND
 }
 
+impl BandwidthSpec {
+    /// The limit as a device takes it.
+    pub(crate) fn bucket(&self) -> BucketConfig {
+        BucketConfig {
+            size: self.size.0,
+            refill_ms: self.refill_ms,
+            burst: self.burst.0,
+        }
+    }
+}
+
 impl RateLimitSpec {
     /// The limits as a device takes them.
     pub(crate) fn config(limit: Option<&Self>) -> LimiterConfig {
@@ -61,11 +72,7 @@ impl RateLimitSpec {
             return LimiterConfig::default();
         };
         LimiterConfig {
-            bandwidth: bandwidth.as_ref().map(|limit| BucketConfig {
-                size: limit.size.0,
-                refill_ms: limit.refill_ms,
-                burst: limit.burst.0,
-            }),
+            bandwidth: bandwidth.as_ref().map(BandwidthSpec::bucket),
             ops: ops.as_ref().map(|limit| BucketConfig {
                 size: limit.size,
                 refill_ms: limit.refill_ms,

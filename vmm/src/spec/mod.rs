@@ -91,6 +91,9 @@ pub struct VmSpec {
     pub rng_rate_limit: Option<RateLimitSpec>,
     /// Where the first serial port leads.
     pub serial: SerialSpec,
+    /// A limit to what the guest may write to the first serial port; what is more is dropped.
+    #[serde(deserialize_with = "table::optional")]
+    pub serial_rate_limit: Option<BandwidthSpec>,
     /// Seconds after which a guest that still runs is ended as hung; 0 or nothing means never.
     pub timeout: Option<u64>,
     /// Whether to complete what this host's KVM cannot run itself, where it interprets guest kernels, and to tell Linux so.
@@ -119,6 +122,7 @@ impl Default for VmSpec {
             rng: true,
             rng_rate_limit: None,
             serial: SerialSpec::Stdio,
+            serial_rate_limit: None,
             timeout: None,
             assist: true,
         }

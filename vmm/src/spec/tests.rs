@@ -183,7 +183,7 @@ prop_compose! {
     ) -> VmSpec {
         VmSpec {
             cpus, cpu_template, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, rng_rate_limit, serial, timeout, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, serial_rate_limit: rng_rate_limit.as_ref().and_then(|limit: &RateLimitSpec| limit.bandwidth.clone()), rng_rate_limit, serial, timeout, assist,
         }
     }
 }

@@ -135,6 +135,17 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
         console::check(&mut faults, &spec.consoles);
     }
     faults.serial(&spec.serial);
+    faults.limit(
+        "serial_rate_limit",
+        "limit",
+        spec.serial_rate_limit
+            .clone()
+            .map(|bandwidth| RateLimitSpec {
+                bandwidth: Some(bandwidth),
+                ops: None,
+            })
+            .as_ref(),
+    );
     if faults.0.is_empty() {
         Ok(ValidSpec(spec.clone()))
     } else {

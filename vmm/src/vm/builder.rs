@@ -199,6 +199,9 @@ impl Outside {
         let devices = virtio::devices(spec, metadata)?;
         let shipped = spec.kernel.is_none();
         let mut console = Console::open(&spec.serial, shipped && streams == Streams::Piped, &stop)?;
+        if let Some(limit) = &spec.serial_rate_limit {
+            console.limit(limit.bucket());
+        }
         let panic = PanicMessage::default();
         let outputs = outputs(&mut console, shipped.then_some(streams), &panic, &stop)?;
         Ok(Self {

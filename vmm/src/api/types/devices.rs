@@ -287,7 +287,7 @@ pub(crate) struct EntropyDevice {
 pub(crate) struct SerialDevice {
     /// A file for what the guest writes to it. Without it, standard output.
     pub(crate) serial_out_path: Option<PathBuf>,
-    /// A limit to what the guest may write, which Berth does not take: a guest waits while its reader does not read.
+    /// A limit in bytes to what the guest may write; what is more is dropped.
     #[serde(deserialize_with = "table::optional")]
     pub(crate) rate_limiter: Option<TokenBucket>,
 }

@@ -7,13 +7,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use berth_devices::virtio::device::{DeviceState, DeviceStateError, QueueState, StartError, VirtioDevice};
 use berth_devices::virtio::handle::{DeviceHandle, StartQueue};
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
 };
+use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::eventfd::EventFd;
+
+mod poller;
+
+use poller::Poller;
 
 /// Tokens below this are queues, from here on a device's own event sources.
 const SOURCES: u32 = 1 << 16;
@@ -23,14 +29,23 @@ struct Slot {
     device: Box<dyn VirtioDevice>,
     /// Index and kick of every started queue. The descriptors are the slot's own duplicates.
     kicks: Vec<(u16, EventFd)>,
+    /// A queue was notified since this was last looked at.
+    notified: bool,
+}
+
+impl Slot {
+    /// The token was an index below 2^16.
+    fn kicked(&mut self, index: u32) {
+        self.notified = true;
+        self.device.process_queue(index as u16);
+    }
 }
 
 impl MutEventSubscriber for Slot {
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
         match events.data().checked_sub(SOURCES) {
             Some(token) => self.device.process_event(token),
-            // The token was an index below 2^16.
-            None => self.device.process_queue(events.data() as u16),
+            None => self.kicked(events.data()),
         }
     }
 
@@ -56,20 +71,26 @@ pub(crate) struct IoThread {
 }
 
 impl IoThread {
-    /// Starts a thread with these devices. It ends when this is dropped. Returns a handle for each device, in order.
+    /// Starts thread `number` with these devices, on the host CPUs `cpus` if they are said. It ends when this is dropped. For as long as
+    /// `look` it looks for more work by itself where that comes quickly. Returns a handle for each device, in order.
     pub(crate) fn spawn(
-        name: &str,
+        number: u32,
         devices: Vec<Box<dyn VirtioDevice>>,
+        look: Duration,
+        cpus: Option<CpuSet>,
     ) -> Result<(Self, Vec<Arc<IoDevice>>), std::io::Error> {
         let mut events = EventManager::<Slot>::new().map_err(std::io::Error::other)?;
         let endpoint = events.remote_endpoint();
+        let mut ids = Vec::new();
         let handles = devices
             .into_iter()
             .map(|device| {
                 let id = events.add_subscriber(Slot {
                     device,
                     kicks: Vec::new(),
+                    notified: false,
                 });
+                ids.push(id);
                 Arc::new(IoDevice {
                     id,
                     endpoint: endpoint.clone(),
@@ -77,14 +98,17 @@ impl IoThread {
             })
             .collect();
         let quit = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn({
+        let thread = std::thread::Builder::new().name(format!("io{number}")).spawn({
             let quit = quit.clone();
             move || {
-                while !quit.load(Ordering::Acquire) {
-                    if let Err(error) = events.run() {
-                        tracing::error!("an I/O thread's event loop failed: {error}");
-                        return;
-                    }
+                if let Some(cpus) = &cpus
+                    && let Err(cause) = sched_setaffinity(None, cpus)
+                {
+                    tracing::warn!("I/O thread {number} runs on any host CPU: {cause}");
+                }
+                let result = run(&mut events, &ids, &quit, Poller::new(look));
+                if let Err(error) = result {
+                    tracing::error!("an I/O thread's event loop failed: {error}");
                 }
             }
         })?;
@@ -97,6 +121,69 @@ impl IoThread {
             handles,
         ))
     }
+}
+
+/// The thread: sleeps until something happens, does it, and looks for more if more has come quickly of late.
+fn run(
+    events: &mut EventManager<Slot>,
+    devices: &[SubscriberId],
+    quit: &AtomicBool,
+    mut poller: Poller,
+) -> Result<(), event_manager::Error> {
+    while !quit.load(Ordering::Acquire) {
+        let asleep = Instant::now();
+        events.run()?;
+        if let Some(window) = poller.woke(asleep.elapsed()) {
+            let notified = |id: &SubscriberId| {
+                let slot = events.subscriber_mut(*id);
+                slot.is_ok_and(|slot| std::mem::take(&mut slot.notified))
+            };
+            let busy: Vec<_> = devices.iter().copied().filter(notified).collect();
+            if !busy.is_empty() {
+                poller.looked(look(events, &busy, quit, window)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks for work of these devices until there was none for `window`. Returns whether there was any.
+fn look(
+    events: &mut EventManager<Slot>,
+    devices: &[SubscriberId],
+    quit: &AtomicBool,
+    window: Duration,
+) -> Result<bool, event_manager::Error> {
+    /// Looks between two at everything else that the thread listens to.
+    const ROUNDS: u32 = 8;
+    let each = |events: &mut EventManager<Slot>, work: fn(&mut dyn VirtioDevice) -> bool| {
+        devices.iter().fold(false, |any, id| {
+            let slot = events.subscriber_mut(*id);
+            slot.is_ok_and(|slot| work(&mut *slot.device)) | any
+        })
+    };
+    each(events, |device| {
+        device.set_polled(true);
+        false
+    });
+    let (mut last, mut found, mut round) = (Instant::now(), false, 0_u32);
+    while last.elapsed() < window && !quit.load(Ordering::Relaxed) {
+        round = round.wrapping_add(1);
+        let listened = round.is_multiple_of(ROUNDS) && events.run_with_timeout(0)? > 0;
+        if each(events, |device| device.poll()) {
+            found = true;
+            last = Instant::now();
+        } else if listened {
+            last = Instant::now();
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+    each(events, |device| {
+        device.set_polled(false);
+        false
+    });
+    Ok(found)
 }
 
 /// Ends the thread; its devices are dropped. Calls on their handles fail from then on.

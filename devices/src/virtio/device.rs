@@ -173,6 +173,12 @@ pub trait VirtioDevice: Send {
     fn stop_queue(&mut self, index: u16) -> Option<QueueState>;
     /// The driver notified queue `index`, or it has just been started: does what is there to do. Spurious calls are harmless.
     fn process_queue(&mut self, index: u16);
+    /// Does what is there to do on its queues without having been notified. Returns whether there was anything.
+    fn poll(&mut self) -> bool {
+        false
+    }
+    /// From now on the I/O thread calls [`poll`](Self::poll) all the time, so drivers need not notify; or no longer does.
+    fn set_polled(&mut self, _polled: bool) {}
     /// Host descriptors to listen on as long as the device lives.
     fn event_sources(&self) -> Vec<EventSource> {
         Vec::new()

@@ -196,10 +196,10 @@ pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) ->
         let net = NetSpec {
             id: Some(id.to_owned()),
             tap: net.host_dev_name,
-            create: false,
             mac: net.guest_mac,
             rx_rate_limit: limits::spec(net.rx_rate_limiter),
             tx_rate_limit: limits::spec(net.tx_rate_limiter),
+            ..NetSpec::default()
         };
         match spec.nets.iter_mut().find(|net| net.id.as_deref() == Some(id)) {
             Some(own) => *own = net,

@@ -18,7 +18,7 @@ use super::test::{self, TestArgs};
 use crate::exit_code;
 use crate::logging::Filter;
 use crate::spec::{
-    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, NetSpec, OptionError, SerialSpec, VsockSpec,
+    BalloonSpec, ByteSize, ConsoleSpec, CpuList, DiskSpec, Entry, NetSpec, OptionError, SerialSpec, VsockSpec,
 };
 
 /// Berth runs virtual machines on KVM.
@@ -253,6 +253,22 @@ pub struct RunArgs {
     #[arg(long, value_name = "on|off", value_parser = switch, help_heading = "VM")]
     pub assist: Option<bool>,
 
+    /// How many threads do I/O; disks and networks choose one with io-thread=N, counted from 0 [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Threads")]
+    pub io_threads: Option<u32>,
+
+    /// How many microseconds an I/O thread looks for more work where that comes quickly, before it sleeps; 0 is never [default: 50]
+    #[arg(long, value_name = "MICROSECONDS", help_heading = "Threads")]
+    pub io_poll: Option<u32>,
+
+    /// Host CPUs of all virtual CPUs, or, repeated, of each in order: 2, 0-3 or 0-3,8
+    #[arg(long, value_name = "CPUS", help_heading = "Threads")]
+    pub vcpu_cpus: Vec<CpuList>,
+
+    /// Host CPUs of all I/O threads, or, repeated, of each in order
+    #[arg(long, value_name = "CPUS", help_heading = "Threads")]
+    pub io_cpus: Vec<CpuList>,
+
     /// Kernel to boot: ELF (vmlinux) or bzImage, compressed or not [default: the guest that ships with Berth]
     #[arg(long, value_name = "FILE", help_heading = "Kernel")]
     pub kernel: Option<PathBuf>,
@@ -360,7 +376,7 @@ pub struct RunArgs {
     /// interfaces lead now, all of them, in their order, --console the same for the ports of its console, and --vsock where its vsock
     /// does and what its CID is.
     #[arg(long, value_name = "DIR", help_heading = "Snapshot",
-        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "cmdline_base", "balloon", "rng", "assist", "cold", "api_only", "dry_run", "command", "name", "detach"])]
+        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "cmdline_base", "balloon", "rng", "assist", "io_threads", "io_poll", "vcpu_cpus", "io_cpus", "cold", "api_only", "dry_run", "command", "name", "detach"])]
     pub restore: Option<PathBuf>,
 
     /// With --restore: read all of the memory first and compare its checksums

@@ -258,6 +258,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         // Only files have it.
         serial_rate_limit: _,
         timeout,
+        threads,
         assist,
     } = spec;
     set(cpus, args.cpus);
@@ -273,16 +274,25 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
     );
     set(cmdline_replace, args.cmdline_replace.map(Some));
     set(cmdline_base, args.cmdline_base.map(Some));
-    set(command, Some(args.command).filter(|words| !words.is_empty()));
-    set(disks, Some(args.disk).filter(|disks| !disks.is_empty()));
-    set(nets, Some(args.net).filter(|nets| !nets.is_empty()));
+    set(command, given(args.command));
+    set(disks, given(args.disk));
+    set(nets, given(args.net));
     set(vsock, args.vsock.map(Some));
     set(balloon, args.balloon.map(Some));
-    set(consoles, Some(args.console).filter(|ports| !ports.is_empty()));
+    set(consoles, given(args.console));
     set(rng, args.rng);
     set(serial, args.serial);
     set(timeout, args.timeout.map(Some));
+    set(&mut threads.io, args.io_threads);
+    set(&mut threads.poll_us, args.io_poll);
+    set(&mut threads.vcpu_cpus, given(args.vcpu_cpus));
+    set(&mut threads.io_cpus, given(args.io_cpus));
     set(assist, args.assist);
+}
+
+/// A list that replaces another, unless it is empty.
+fn given<T>(list: Vec<T>) -> Option<Vec<T>> {
+    Some(list).filter(|list| !list.is_empty())
 }
 
 fn set<T>(field: &mut T, flag: Option<T>) {

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::spec::tests::any_spec;
 use crate::spec::{
-    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, Limits, NetSpec, SerialSpec, VsockSpec, validate,
+    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, Limits, NetSpec, SerialSpec, ThreadsSpec, VsockSpec,
+    validate,
 };
 
 fn parse<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<RunArgs, clap::Error> {
@@ -39,7 +40,7 @@ fn no_argument_is_the_guest_that_ships_with_berth() {
 #[test]
 fn each_flag_fills_its_field() {
     let text = "--cpus 4 --memory 2G --kernel k --entry pvh --initrd i --cmdline a=b --cmdline -c --cmdline-replace r --cmdline-base s \
-        --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --console socket=s,name=n --rng off --serial file=log --timeout 5 --assist off -- sh -c true";
+        --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --console socket=s,name=n --rng off --serial file=log --timeout 5 --io-threads 2 --io-poll 0 --vcpu-cpus 0-1 --io-cpus 1 --assist off -- sh -c true";
     let expected = VmSpec {
         cpus: 4,
         cpu_template: None,
@@ -90,6 +91,12 @@ fn each_flag_fills_its_field() {
         serial: SerialSpec::File("log".into()),
         serial_rate_limit: None,
         timeout: Some(5),
+        threads: ThreadsSpec {
+            io: 2,
+            poll_us: 0,
+            vcpu_cpus: vec!["0-1".parse().unwrap()],
+            io_cpus: vec!["1".parse().unwrap()],
+        },
         assist: false,
     };
     assert_eq!(spec(text.split_whitespace()), expected);
@@ -152,11 +159,11 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--disk", ""],
-            "disk: \"\" names no file; write it as PATH[,ro][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,bandwidth=SIZE][,ops=NUMBER]",
+            "disk: \"\" names no file; write it as PATH[,ro][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--net", "mac=x"],
-            "net: \"mac=x\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
+            "net: \"mac=x\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--serial", "stdout"],
@@ -261,7 +268,12 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
         format!("--cmdline={}", spec.cmdline),
         format!("--rng={}", switch(spec.rng)),
         format!("--assist={}", switch(spec.assist)),
+        format!("--io-threads={}", spec.threads.io),
+        format!("--io-poll={}", spec.threads.poll_us),
     ];
+    let (vcpus, io) = (&spec.threads.vcpu_cpus, &spec.threads.io_cpus);
+    words.extend(vcpus.iter().map(|cpus| format!("--vcpu-cpus={cpus}")));
+    words.extend(io.iter().map(|cpus| format!("--io-cpus={cpus}")));
     if let Some(kernel) = &spec.kernel {
         words.push(format!("--kernel={}", path(kernel)?));
     }
@@ -308,7 +320,10 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .as_ref()
             .map_or_else(String::new, |mac| format!(",mac={mac}"));
         let create = if net.create { ",create" } else { "" };
-        words.push(format!("--net=tap={}{create}{mac}", net.tap));
+        words.push(format!(
+            "--net=tap={}{create}{mac},io-thread={}",
+            net.tap, net.io_thread
+        ));
     }
     if let Some(vsock) = &spec.vsock {
         let path = vsock.path.to_str()?.replace(',', ",,");
@@ -361,12 +376,13 @@ fn disk_flag(disk: &DiskSpec) -> Option<String> {
         .map(|overlay| Some(format!(",overlay={}", path(overlay)?)));
     let named: Option<String> = serial.map(Some).chain(overlay).collect();
     let flag = format!(
-        "--disk={}{ro}{direct}{},queues={},cache={},engine={}",
+        "--disk={}{ro}{direct}{},queues={},cache={},engine={},io-thread={}",
         path(&disk.path)?,
         named?,
         disk.queues,
         word(&disk.cache),
-        word(&disk.engine)
+        word(&disk.engine),
+        disk.io_thread
     );
     Some(flag)
 }

@@ -97,7 +97,7 @@ fn thread(refuse: Option<u16>) -> (IoThread, Arc<IoDevice>, Receiver<String>, Ev
         started: Vec::new(),
         refuse,
     };
-    let (thread, mut handles) = IoThread::spawn("io", vec![Box::new(device)]).unwrap();
+    let (thread, mut handles) = IoThread::spawn(0, vec![Box::new(device)], Duration::ZERO, None).unwrap();
     (thread, handles.remove(0), tells, source)
 }
 

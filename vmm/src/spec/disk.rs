@@ -12,7 +12,7 @@ use super::limit::FlagLimit;
 use super::options::{key_value, lossy, set, split};
 use super::{OptionError, RateLimitSpec, table};
 
-pub(super) const FORM: &str = "PATH[,ro][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,bandwidth=SIZE][,ops=NUMBER]";
+pub(super) const FORM: &str = "PATH[,ro][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
 
 /// A disk (virtio-blk).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -46,6 +46,9 @@ pub struct DiskSpec {
     /// Who does the reading and writing on the host.
     #[serde(default)]
     pub engine: EngineSpec,
+    /// The I/O thread that it belongs to, counted from 0.
+    #[serde(default)]
+    pub io_thread: u32,
     /// Limits to reading and writing.
     #[serde(default, deserialize_with = "table::optional")]
     pub rate_limit: Option<RateLimitSpec>,
@@ -90,6 +93,7 @@ impl Default for DiskSpec {
             cache: CacheSpec::default(),
             direct: false,
             engine: EngineSpec::default(),
+            io_thread: 0,
             rate_limit: None,
         }
     }
@@ -115,7 +119,7 @@ impl DiskSpec {
             path,
             ..Self::default()
         };
-        let (mut queues, mut cache, mut engine) = (None, None, None);
+        let (mut queues, mut cache, mut engine, mut io_thread) = (None, None, None, None);
         let mut limit = FlagLimit::default();
         for part in parts {
             let (key, value) = key_value(&part);
@@ -130,6 +134,7 @@ impl DiskSpec {
                 (b"overlay", Some(value)) => disk.overlay = Some(PathBuf::from(OsStr::from_bytes(value))),
                 (b"queues", Some(value)) => set(&mut queues, value, "queues")?,
                 (b"cache", Some(value)) => set(&mut cache, value, "cache")?,
+                (b"io-thread", Some(value)) => set(&mut io_thread, value, "io-thread")?,
                 (b"engine", Some(value)) => set(&mut engine, value, "engine")?,
                 _ => {
                     return Err(OptionError::Unknown {
@@ -141,6 +146,9 @@ impl DiskSpec {
         }
         if let Some(queues) = queues {
             disk.queues = queues.parse().map_err(|_| OptionError::Number(queues))?;
+        }
+        if let Some(thread) = io_thread {
+            disk.io_thread = thread.parse().map_err(|_| OptionError::Number(thread))?;
         }
         if let Some(value) = cache {
             disk.cache = word("cache", value, "writeback and writethrough")?;

@@ -20,6 +20,7 @@ mod options;
 mod serial;
 mod size;
 pub(crate) mod table;
+mod threads;
 mod validate;
 mod vsock;
 
@@ -36,6 +37,7 @@ pub use mmds::{MmdsSpec, MmdsVersion};
 pub use options::OptionError;
 pub use size::{ByteSize, SizeError};
 pub(crate) use table::Described;
+pub use threads::{CpuList, CpuListError, ThreadsSpec};
 pub use validate::{Fault, Limits, MEMORY_MIN, ValidSpec, validate};
 pub use vsock::VsockSpec;
 
@@ -96,6 +98,8 @@ pub struct VmSpec {
     pub serial_rate_limit: Option<BandwidthSpec>,
     /// Seconds after which a guest that still runs is ended as hung; 0 or nothing means never.
     pub timeout: Option<u64>,
+    /// The threads that run it.
+    pub threads: ThreadsSpec,
     /// Whether to complete what this host's KVM cannot run itself, where it interprets guest kernels, and to tell Linux so.
     pub assist: bool,
 }
@@ -124,6 +128,7 @@ impl Default for VmSpec {
             serial: SerialSpec::Stdio,
             serial_rate_limit: None,
             timeout: None,
+            threads: ThreadsSpec::default(),
             assist: true,
         }
     }
@@ -200,6 +205,9 @@ pub struct NetSpec {
     /// The guest's hardware address, as `02:00:00:00:00:01`; without it Berth makes one.
     #[serde(default)]
     pub mac: Option<String>,
+    /// The I/O thread that it belongs to, counted from 0.
+    #[serde(default)]
+    pub io_thread: u32,
     /// Limits to what the guest receives.
     #[serde(default, deserialize_with = "table::optional")]
     pub rx_rate_limit: Option<RateLimitSpec>,

@@ -65,14 +65,14 @@ pub enum OptionError {
     Serial(String),
 }
 
-const NET_FORM: &str = "tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]";
+const NET_FORM: &str = "tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
 const SERIAL_FORM: &str = "stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER";
 
 impl NetSpec {
-    /// Reads `tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]`; the limits hold for either direction.
+    /// Reads `tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]`; the limits hold for either direction.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
         let (mut tap, mut mac, mut limit) = (None, None, FlagLimit::default());
-        let mut create = false;
+        let (mut create, mut io_thread) = (false, None);
         for part in split(text) {
             let (key, value) = key_value(&part);
             if limit.take(key, value)? {
@@ -81,6 +81,7 @@ impl NetSpec {
             match (key, value) {
                 (b"tap", Some(value)) => set(&mut tap, value, "tap")?,
                 (b"mac", Some(value)) => set(&mut mac, value, "mac")?,
+                (b"io-thread", Some(value)) => set(&mut io_thread, value, "io-thread")?,
                 (b"create", None) if create => return Err(OptionError::Twice("create")),
                 (b"create", None) => create = true,
                 (b"", None) => {}
@@ -98,11 +99,16 @@ impl NetSpec {
             form: NET_FORM,
         };
         let limit = limit.finish();
+        let io_thread = match io_thread {
+            Some(thread) => thread.parse().map_err(|_| OptionError::Number(thread))?,
+            None => 0,
+        };
         Ok(Self {
             id: None,
             tap: tap.ok_or_else(missing)?,
             create,
             mac,
+            io_thread,
             rx_rate_limit: limit.clone(),
             tx_rate_limit: limit,
         })
@@ -247,15 +253,15 @@ mod tests {
         for (sentence, expected) in [
             (
                 net(""),
-                "\"\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("mac=x"),
-                "\"mac=x\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"mac=x\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("tap0"),
-                "unknown option \"tap0\"; it takes tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
+                "unknown option \"tap0\"; it takes tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (
                 serial("stdout"),

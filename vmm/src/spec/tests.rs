@@ -29,7 +29,7 @@ fn disk() -> impl Strategy<Value = DiskSpec> {
         proptest::option::of(".{1,20}"),
         any::<bool>(),
         proptest::option::of("[ -~]{0,20}"),
-        any::<u16>(),
+        any::<(u16, u32)>(),
         any::<bool>(),
         (0..3_usize, 0..4_usize),
         limit(),
@@ -46,7 +46,16 @@ fn disk() -> impl Strategy<Value = DiskSpec> {
         EngineSpec::Sync,
     ];
     fields.prop_map(
-        move |(path, overlay, read_only, serial, queues, direct, (cache, engine), rate_limit)| DiskSpec {
+        move |(
+            path,
+            overlay,
+            read_only,
+            serial,
+            (queues, io_thread),
+            direct,
+            (cache, engine),
+            rate_limit,
+        )| DiskSpec {
             id: None,
             path: path.into(),
             overlay: overlay.map(Into::into),
@@ -56,6 +65,7 @@ fn disk() -> impl Strategy<Value = DiskSpec> {
             cache: caches[cache],
             direct,
             engine: engines[engine],
+            io_thread,
             rate_limit,
         },
     )
@@ -63,12 +73,13 @@ fn disk() -> impl Strategy<Value = DiskSpec> {
 
 fn net() -> impl Strategy<Value = NetSpec> {
     let mac = proptest::option::of("02(:[0-9a-f]{2}){5}");
-    ("[a-z0-9]{1,15}", any::<bool>(), mac, limit(), limit()).prop_map(
-        |(tap, create, mac, rx_rate_limit, tx_rate_limit)| NetSpec {
+    ("[a-z0-9]{1,15}", any::<(bool, u32)>(), mac, limit(), limit()).prop_map(
+        |(tap, (create, io_thread), mac, rx_rate_limit, tx_rate_limit)| NetSpec {
             id: None,
             tap,
             create,
             mac,
+            io_thread,
             rx_rate_limit,
             tx_rate_limit,
         },
@@ -169,6 +180,18 @@ fn serial() -> impl Strategy<Value = SerialSpec> {
     ]
 }
 
+fn threads() -> impl Strategy<Value = ThreadsSpec> {
+    let lists = || proptest::collection::vec("[0-9]{1,2}-99|[0-9]|1,7", 0..3);
+    let lists = || lists().prop_map(|lists| lists.iter().map(|list| list.parse().unwrap()).collect());
+    let parts = (any::<u32>(), any::<u32>(), lists(), lists());
+    parts.prop_map(|(io, poll_us, vcpu_cpus, io_cpus)| ThreadsSpec {
+        io,
+        poll_us,
+        vcpu_cpus,
+        io_cpus,
+    })
+}
+
 prop_compose! {
     /// Any description that files can hold, sensible or not.
     pub(crate) fn any_spec()(
@@ -179,11 +202,11 @@ prop_compose! {
         cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        rng_rate_limit in limit(), (cpu_template, mmds, vsock, balloon, consoles) in (proptest::option::of(cpu_template()), proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64),
+        rng_rate_limit in limit(), (cpu_template, mmds, vsock, balloon, consoles) in (proptest::option::of(cpu_template()), proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64), threads in threads(),
     ) -> VmSpec {
         VmSpec {
             cpus, cpu_template, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, serial_rate_limit: rng_rate_limit.as_ref().and_then(|limit: &RateLimitSpec| limit.bandwidth.clone()), rng_rate_limit, serial, timeout, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, serial_rate_limit: rng_rate_limit.as_ref().and_then(|limit: &RateLimitSpec| limit.bandwidth.clone()), rng_rate_limit, serial, timeout, threads, assist,
         }
     }
 }

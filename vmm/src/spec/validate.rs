@@ -14,6 +14,8 @@ use std::path::Path;
 use berth_arch::x86_64::layout;
 use berth_devices::virtio::blk::MAX_QUEUES;
 
+use rustix::thread::CpuSet;
+
 use crate::unix::PATH_MAX as SOCKET_PATH_MAX;
 
 use super::{
@@ -62,6 +64,8 @@ pub struct Limits {
     pub cpus: u32,
     /// The host's RAM.
     pub memory: ByteSize,
+    /// The host CPUs that may be used, if that was asked.
+    pub host_cpus: Option<CpuSet>,
 }
 
 impl Limits {
@@ -69,6 +73,7 @@ impl Limits {
     pub const NONE: Self = Self {
         cpus: layout::MAX_CPUS,
         memory: ByteSize(u64::MAX),
+        host_cpus: None,
     };
 
     /// This host's limits as far as `spec` can meet them: every KVM has one vCPU, so it need not be asked about that.
@@ -87,6 +92,7 @@ impl Limits {
         Self {
             cpus,
             memory: ByteSize(memory),
+            host_cpus: rustix::thread::sched_getaffinity(None).ok(),
         }
     }
 }
@@ -122,6 +128,9 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
     faults.boot(spec);
     if let Some(fault) = spec.balloon.as_ref().and_then(|balloon| balloon.fault(spec)) {
         faults.add("balloon", fault);
+    }
+    for fault in spec.threads.faults(spec.cpus, limits.host_cpus.as_ref()) {
+        faults.add("threads", fault);
     }
     if let Some(mmds) = &spec.mmds {
         faults.mmds(mmds, spec);
@@ -278,15 +287,25 @@ impl Faults {
 
     fn devices(&mut self, spec: &VmSpec) {
         for (index, disk) in spec.disks.iter().enumerate() {
-            self.disk(index, disk);
+            self.disk(index, disk, spec);
         }
         self.shared_disks(&spec.disks);
         for (index, net) in spec.nets.iter().enumerate() {
-            self.net(index, net);
+            self.net(index, net, spec);
         }
         self.shared_nets(&spec.nets);
         if let Some(fault) = spec.rng_rate_limit.as_ref().and_then(RateLimitSpec::fault) {
             self.add("rng_rate_limit", fault);
+        }
+    }
+
+    fn io_thread(&mut self, field: &str, thread: u32, spec: &VmSpec) {
+        let threads = spec.threads.io;
+        if thread != 0 && thread >= threads {
+            self.add(
+                field,
+                format!("io_thread: there is no I/O thread {thread}, they are counted from 0; raise threads.io, which is {threads}"),
+            );
         }
     }
 
@@ -296,7 +315,7 @@ impl Faults {
         }
     }
 
-    fn disk(&mut self, index: usize, disk: &DiskSpec) {
+    fn disk(&mut self, index: usize, disk: &DiskSpec, spec: &VmSpec) {
         let field = format!("disk {}", index + 1);
         self.limit(&field, "rate_limit", disk.rate_limit.as_ref());
         self.path(&field, &disk.path, "name a raw image file or a block device");
@@ -316,6 +335,7 @@ impl Faults {
                 format!("queues: {queues} is not 1 to {MAX_QUEUES}; one for each CPU is enough"),
             );
         }
+        self.io_thread(&field, disk.io_thread, spec);
         let Some(serial) = &disk.serial else { return };
         if let Some(character) = serial.chars().find(|character| !matches!(character, ' '..='~')) {
             self.add(
@@ -387,8 +407,9 @@ impl Faults {
         }
     }
 
-    fn net(&mut self, index: usize, net: &NetSpec) {
+    fn net(&mut self, index: usize, net: &NetSpec, spec: &VmSpec) {
         let field = format!("net {}", index + 1);
+        self.io_thread(&field, net.io_thread, spec);
         self.limit(&field, "rx_rate_limit", net.rx_rate_limit.as_ref());
         self.limit(&field, "tx_rate_limit", net.tx_rate_limit.as_ref());
         let tap = &net.tap;

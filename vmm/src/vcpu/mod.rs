@@ -11,6 +11,7 @@ use berth_arch::x86_64::assist::{AssistCounts, AssistError, VcpuAssist};
 use berth_devices::Memory;
 use berth_devices::bus::Bus;
 use kvm_ioctls::VcpuFd;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use vmm_sys_util::signal::Killable;
 
 pub(crate) use control::install_kick_handler;
@@ -24,6 +25,8 @@ use crate::stop::{StopCell, StopReason};
 pub(crate) struct VcpuParts {
     /// Number of the vCPU, from 0.
     pub(crate) index: u32,
+    /// The host CPUs to run on, if they are said.
+    pub(crate) cpus: Option<CpuSet>,
     /// The vCPU, its registers set.
     pub(crate) vcpu: VcpuFd,
     /// The guest's RAM, so that it stays mapped as long as the vCPU may run.
@@ -120,6 +123,11 @@ fn run(
     control: &VcpuControl<Work>,
     first_run: &OnceLock<Instant>,
 ) -> Option<AssistCounts> {
+    if let Some(cpus) = &parts.cpus
+        && let Err(cause) = sched_setaffinity(None, cpus)
+    {
+        tracing::warn!("vCPU {} runs on any host CPU: {cause}", parts.index);
+    }
     let kick = ImmediateExit::new(&mut parts.vcpu);
     while control.next(|work| work(&mut parts)) == Next::Run {
         first_run.get_or_init(Instant::now);

@@ -32,7 +32,7 @@ use crate::memory::image::{Image, Origin};
 use crate::memory::uffd::map_handled;
 use crate::memory::{self, MemoryError};
 use crate::snapshot::Components;
-use crate::spec::{self, CpuTemplateSpec, ValidSpec, VmSpec};
+use crate::spec::{self, CpuTemplateSpec, ThreadsSpec, ValidSpec, VmSpec};
 use crate::stop::{StopCell, StopReason};
 use crate::timing::Timing;
 use crate::vcpu::VcpuParts;
@@ -186,6 +186,7 @@ struct Outside {
     console: Console,
     panic: PanicMessage,
     outputs: Outputs,
+    threads: ThreadsSpec,
 }
 
 impl Outside {
@@ -210,6 +211,7 @@ impl Outside {
             console,
             panic,
             outputs,
+            threads: spec.threads.clone(),
         })
     }
 }
@@ -264,6 +266,7 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
         console,
         panic,
         outputs,
+        threads,
     } = outside;
     let events = ports::machine_events(stop.clone(), panic);
     let ports = Ports::new(&lines, outputs, &events)?;
@@ -274,7 +277,7 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
     let mut mmio = Bus::new();
     let ioapic = Arc::new(IoApic::new(lines.clone()));
     mmio.insert(layout::IOAPIC, layout::PAGE_SIZE, ioapic.clone())?;
-    let virtio = virtio::place(devices, &vm, &memory, &lines, &mut mmio)?;
+    let virtio = virtio::place(devices, &threads, &vm, &memory, &lines, &mut mmio)?;
 
     let (port_bus, mmio) = (Arc::new(ports.bus), Arc::new(mmio));
     let parts = |(index, vcpu)| -> Result<VcpuParts, BuildError> {
@@ -285,6 +288,7 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
         };
         Ok(VcpuParts {
             index,
+            cpus: threads.of_vcpu(index),
             vcpu,
             _memory: memory.clone(),
             ports: port_bus.clone(),

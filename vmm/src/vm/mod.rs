@@ -267,7 +267,7 @@ impl Vm {
         for transport in &self.virtio.transports {
             transport.shut_down();
         }
-        drop(self.virtio.thread.take());
+        self.virtio.threads.clear();
         let reason = self.stop.reason().unwrap_or(StopReason::Shutdown);
         Ended { reason, assist }
     }

@@ -1,5 +1,6 @@
 //! The machine's virtio devices: made from the spec, placed in windows, given to an I/O thread.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,15 +23,16 @@ use super::BuildError;
 use super::handles::DeviceHandles;
 use super::notifier::QueueNotify;
 use crate::guest;
-use crate::io_thread::IoThread;
+use crate::io_thread::{IoDevice, IoThread};
 use crate::irq::IrqLines;
 use crate::page_returner::ReturnPages;
-use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, RateLimitSpec, VmSpec};
+use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, RateLimitSpec, ThreadsSpec, VmSpec};
 
 /// Devices that were opened, and the ways to them.
 #[derive(Default)]
 pub(crate) struct Devices {
-    list: Vec<Box<dyn VirtioDevice>>,
+    /// Each with the I/O thread that it belongs to.
+    list: Vec<(u32, Box<dyn VirtioDevice>)>,
     handles: DeviceHandles,
 }
 
@@ -45,16 +47,14 @@ impl Devices {
 /// console, rng. `metadata` is what the guest can ask for where the spec lets it.
 pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<Devices, BuildError> {
     let mut handles = DeviceHandles::default();
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let mut devices: Vec<(u32, Box<dyn VirtioDevice>)> = Vec::new();
     if spec.kernel.is_none() {
         let config = BlockConfig {
             read_only: true,
             ..Default::default()
         };
-        devices.push(Box::new(Block::new(
-            Box::new(StaticDisk::new(guest::root())),
-            config,
-        )));
+        let root = Block::new(Box::new(StaticDisk::new(guest::root())), config);
+        devices.push((0, Box::new(root)));
     }
     for (number, disk) in (1..).zip(&spec.disks) {
         let backend: Result<Box<dyn DiskBackend>, _> = match &disk.overlay {
@@ -71,7 +71,7 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         let limits = RateLimitSpec::config(disk.rate_limit.as_ref());
         let made = Block::new(backend, config).controlled(limits);
         let (block, handle) = made.map_err(descriptor)?;
-        devices.push(Box::new(block));
+        devices.push((disk.io_thread, Box::new(block)));
         handles.disks.push((disk.id.clone(), handle));
     }
     for (number, net) in (1..).zip(&spec.nets) {
@@ -95,17 +95,17 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         let limits = |limit: &Option<_>| RateLimitSpec::config(limit.as_ref());
         let made = Net::new(backend, mac).controlled(limits(&net.rx_rate_limit), limits(&net.tx_rate_limit));
         let (card, handle) = made.map_err(descriptor)?;
-        devices.push(Box::new(card));
+        devices.push((net.io_thread, Box::new(card)));
         handles.nets.push((net.id.clone(), handle));
     }
     if let Some(vsock) = &spec.vsock {
-        devices.push(Box::new(Vsock::new(vsock.cid, &vsock.path)?));
+        devices.push((0, Box::new(Vsock::new(vsock.cid, &vsock.path)?)));
         allow_descriptors();
     }
     if let Some(spec) = &spec.balloon {
         let made = Balloon::new(balloon(spec), Box::new(ReturnPages));
         let (balloon, handle) = made.map_err(descriptor)?;
-        devices.push(Box::new(balloon));
+        devices.push((0, Box::new(balloon)));
         handles.balloon = Some(handle);
     }
     if !spec.consoles.is_empty() {
@@ -115,7 +115,7 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         });
         let ports = ports.collect::<Result<_, BuildError>>()?;
         let (console, handle) = Console::new(ports).map_err(descriptor)?;
-        devices.push(Box::new(console));
+        devices.push((0, Box::new(console)));
         handles.console = Some(handle);
     }
     if spec.rng {
@@ -125,7 +125,7 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
                 .map_err(descriptor)?,
             None => Rng::new(),
         };
-        devices.push(Box::new(rng));
+        devices.push((0, Box::new(rng)));
     }
     Ok(Devices {
         list: devices,
@@ -182,13 +182,14 @@ fn serial_number(serial: &str) -> [u8; 20] {
 pub(crate) struct Virtio {
     pub(crate) transports: Vec<Arc<MmioTransport>>,
     pub(crate) handles: DeviceHandles,
-    /// None if there are no devices.
-    pub(crate) thread: Option<IoThread>,
+    /// Those that have devices.
+    pub(crate) threads: Vec<IoThread>,
 }
 
-/// Places `devices` in windows from 0 on.
+/// Places `devices` in windows from 0 on and gives them to the I/O threads of `spec`.
 pub(crate) fn place(
     devices: Devices,
+    spec: &ThreadsSpec,
     vm: &Arc<VmFd>,
     memory: &Arc<Memory>,
     lines: &IrqLines,
@@ -198,18 +199,8 @@ pub(crate) fn place(
         list: devices,
         handles: ways,
     } = devices;
-    if devices.is_empty() {
-        return Ok(Virtio {
-            handles: ways,
-            transports: Vec::new(),
-            thread: None,
-        });
-    }
-    let traits: Vec<_> = devices.iter().map(|device| device.traits()).collect();
-    let (thread, handles) = IoThread::spawn("io0", devices).map_err(|cause| BuildError::Host {
-        what: "an I/O thread",
-        cause,
-    })?;
+    let traits: Vec<_> = devices.iter().map(|(_, device)| device.traits()).collect();
+    let (threads, handles) = spawn(devices, spec)?;
     let mut transports = Vec::new();
     for (index, (traits, handle)) in traits.into_iter().zip(handles).enumerate() {
         let window = window(index);
@@ -224,8 +215,33 @@ pub(crate) fn place(
     Ok(Virtio {
         handles: ways,
         transports,
-        thread: Some(thread),
+        threads,
     })
+}
+
+/// Starts the threads that have devices. Returns a handle for each device, in order.
+fn spawn(
+    devices: Vec<(u32, Box<dyn VirtioDevice>)>,
+    spec: &ThreadsSpec,
+) -> Result<(Vec<IoThread>, Vec<Arc<IoDevice>>), BuildError> {
+    let mut groups: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+    for (index, (thread, device)) in devices.into_iter().enumerate() {
+        groups.entry(thread).or_default().push((index, device));
+    }
+    let (mut threads, mut all) = (Vec::new(), Vec::new());
+    for (number, group) in groups {
+        let (indices, list): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let look = spec.poll();
+        let (thread, handles) =
+            IoThread::spawn(number, list, look, spec.of_io(number)).map_err(|cause| BuildError::Host {
+                what: "an I/O thread",
+                cause,
+            })?;
+        threads.push(thread);
+        all.extend(indices.into_iter().zip(handles));
+    }
+    all.sort_by_key(|(index, _)| *index);
+    Ok((threads, all.into_iter().map(|(_, handle)| handle).collect()))
 }
 
 /// Address of window `index`. Validation has seen to the number of devices.

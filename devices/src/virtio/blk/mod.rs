@@ -220,6 +220,12 @@ impl Block {
             .is_none_or(|control| control.limiter.admit(bytes))
     }
 
+    /// Whether the limits let nothing through now.
+    fn waits(&self) -> bool {
+        let limiter = self.control.as_ref().map(|control| &control.limiter);
+        limiter.is_some_and(Limiter::waits)
+    }
+
     fn limits(&self) -> Limits {
         Limits {
             size: self.backend.size(),
@@ -437,8 +443,7 @@ impl VirtioDevice for Block {
     }
 
     fn process_queue(&mut self, index: u16) {
-        let limiter = self.control.as_ref().map(|control| &control.limiter);
-        if limiter.is_some_and(Limiter::waits) {
+        if self.waits() {
             return;
         }
         let lane = usize::from(index);
@@ -449,6 +454,32 @@ impl VirtioDevice for Block {
         self.lanes[lane].queue = Some(queue);
         if self.free.len() < self.slots.len() {
             self.collect(|_| false);
+        }
+    }
+
+    fn poll(&mut self) -> bool {
+        let mut any = false;
+        for index in 0..self.lanes.len() {
+            let queue = self.lanes[index].queue.as_ref();
+            if !self.waits() && queue.is_some_and(DeviceQueue::has_more) {
+                self.process_queue(index as u16);
+                any = true;
+            }
+        }
+        let under_way = self.slots.len() - self.free.len();
+        if under_way > 0 {
+            self.collect(|_| false);
+            any |= self.slots.len() - self.free.len() < under_way;
+        }
+        any
+    }
+
+    fn set_polled(&mut self, polled: bool) {
+        for queue in self.lanes.iter_mut().filter_map(|lane| lane.queue.as_mut()) {
+            queue.set_polled(polled);
+        }
+        if !polled {
+            self.process_all();
         }
     }
 

@@ -286,6 +286,27 @@ impl VirtioDevice for Net {
         }
     }
 
+    fn poll(&mut self) -> bool {
+        let waits = self
+            .control
+            .as_ref()
+            .is_some_and(|control| control.transmit.waits());
+        let any = !waits && self.transmitter.as_ref().is_some_and(Transmitter::has_more);
+        if any {
+            self.transmit();
+        }
+        any
+    }
+
+    fn set_polled(&mut self, polled: bool) {
+        if let Some(transmitter) = &mut self.transmitter {
+            transmitter.set_polled(polled);
+        }
+        if !polled {
+            self.transmit();
+        }
+    }
+
     fn event_sources(&self) -> Vec<EventSource> {
         let backend = EventSource {
             fd: self.backend.fd().as_raw_fd(),

@@ -61,6 +61,16 @@ impl Transmitter {
         self.blocked
     }
 
+    /// Whether there is a frame that may be sent now.
+    pub(super) fn has_more(&self) -> bool {
+        !self.blocked && self.queue.has_more()
+    }
+
+    /// As [`DeviceQueue::set_polled`].
+    pub(super) fn set_polled(&mut self, polled: bool) {
+        self.queue.set_polled(polled);
+    }
+
     /// Sends frames until there are none, or the backend takes no more, or others should have their turn.
     pub(super) fn run(&mut self, backend: &mut dyn NetBackend, limiter: Option<&mut Limiter>) {
         if limiter.as_ref().is_some_and(|limiter| limiter.waits()) {

@@ -72,6 +72,8 @@ pub struct DeviceQueue {
     /// Bytes to read of the request taken last, in case it is put back.
     last_readable: u32,
     broken: bool,
+    /// The I/O thread looks at the ring by itself: the driver is not asked to notify.
+    polled: bool,
     /// The device wants no more in this turn, though there is more.
     put_off: bool,
     /// What is left of [`DRAIN_BUDGET`] in this turn.
@@ -120,6 +122,7 @@ impl DeviceQueue {
             counters,
             last_readable: 0,
             broken: false,
+            polled: false,
             put_off: false,
             budget: 0,
         })
@@ -331,10 +334,25 @@ impl DeviceQueue {
         }
     }
 
+    /// Whether the driver need not notify, since the I/O thread looks at the ring by itself. Once it does not any more, drain the queue,
+    /// which asks for notifications again.
+    pub fn set_polled(&mut self, polled: bool) {
+        self.polled = polled;
+    }
+
+    /// Whether there is a request to take.
+    pub fn has_more(&self) -> bool {
+        let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        !self.broken && available.is_ok_and(|index| index.0 != self.queue.next_avail())
+    }
+
     /// Asks the driver to notify of its next request. True if one came before it could know: take that first.
     pub fn enable_kicks(&mut self) -> bool {
         if self.broken {
             return false;
+        }
+        if self.polled {
+            return self.has_more();
         }
         match self.queue.enable_notification(&*self.memory) {
             Ok(more) => more,

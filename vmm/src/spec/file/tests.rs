@@ -15,7 +15,7 @@ fn sentence(text: &str, format: Format) -> String {
 #[test]
 fn each_fault_in_toml_has_its_line_field_and_remedy() {
     const FIELDS: &str = "cpus, cpu_template, memory, kernel, entry, initrd, cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, \
-        balloon, consoles, rng, rng_rate_limit, serial, serial_rate_limit, timeout, assist";
+        balloon, consoles, rng, rng_rate_limit, serial, serial_rate_limit, timeout, threads, assist";
     let unknown = |at: &str| format!("{at}: unknown field; the known ones are {FIELDS}");
     for (text, expected) in [
         (
@@ -34,7 +34,7 @@ fn each_fault_in_toml_has_its_line_field_and_remedy() {
         ),
         (
             "disks = [{ path = \"x\", ro = true }]",
-            "line 1: disks[0].ro: unknown field; the known ones are id, path, overlay, read_only, serial, queues, cache, direct, engine, rate_limit",
+            "line 1: disks[0].ro: unknown field; the known ones are id, path, overlay, read_only, serial, queues, cache, direct, engine, io_thread, rate_limit",
         ),
         ("cpus = \"many\"", "line 1: cpus: \"many\" is not a whole number"),
         (

@@ -6,6 +6,7 @@ use crate::spec::{Format, parse};
 const HOST: Limits = Limits {
     cpus: 8,
     memory: ByteSize(4 << 30),
+    host_cpus: None,
 };
 
 /// The faults of a VM file, each as shown.

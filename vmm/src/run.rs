@@ -38,6 +38,8 @@ pub struct RunOptions {
     pub wait: bool,
     /// Go on from this snapshot instead of starting the machine.
     pub load: Option<LoadRequest>,
+    /// Whether a guest with a kernel of its own is to go on with one that was booted before, or kept when it says that it is ready.
+    pub warm: bool,
     /// Whether the shipped guest must boot, instead of going on with one that was booted before.
     pub cold: bool,
     /// Whether the shipped guest is to take the standard streams for a terminal whatever they are.
@@ -60,6 +62,7 @@ impl RunOptions {
             start,
             wait: false,
             load: None,
+            warm: false,
             cold: false,
             terminal: false,
             save_when_ready: None,
@@ -100,6 +103,15 @@ pub fn run<S>(
     match &options.load {
         Some(load) => machine.load(load)?,
         None if options.wait => {}
+        None if options.warm && !cold => {
+            let faults = warm::unfit(machine.spec());
+            match warm::entry(machine.spec()).filter(|_| faults.is_empty()) {
+                Some(entry) => machine.start_warm(entry)?,
+                None if faults.is_empty() => machine.start()?,
+                None => return Err(MachineError::Faults(faults)),
+            }
+        }
+        None if machine.spec().kernel.is_some() => machine.start()?,
         None => match warm::entry(machine.spec()).filter(|_| !cold) {
             Some(entry) => machine.start_warm(entry)?,
             None => machine.start()?,

@@ -1,4 +1,4 @@
-//! Warm starts of the shipped guest: it boots once, is saved when its init is ready for work, and from then on it is restored.
+//! Warm starts of the shipped guest, and of others when asked: it boots once, is saved when its init is ready for work, and from then on it is restored.
 //!
 //! An entry of the cache is a snapshot in a folder named by a hash of its key, with the key beside it. The key is everything that
 //! makes one booted guest differ from another: the program file, the shipped guest, the host's CPU, kernel and boot, and the
@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::guest::{self, Streams};
 use crate::snapshot::{HostFacts, SnapshotKind, SnapshotRequest, SnapshotTarget};
-use crate::spec::{SerialSpec, VmSpec};
+use crate::spec::{Fault, SerialSpec, VmSpec};
 
 /// Bytes of disk that all entries together may take; the ones used longest ago go first.
 const MOST: u64 = 1 << 30;
@@ -42,7 +42,7 @@ struct Key<'a> {
     guest: &'a str,
     host: HostFacts,
     boot: String,
-    disks: Vec<(u64, u64, u64, i64, i64)>,
+    files: Vec<(u64, u64, u64, i64, i64)>,
     spec: VmSpec,
 }
 
@@ -59,6 +59,42 @@ pub fn folder() -> Option<PathBuf> {
     cache.is_absolute().then(|| cache.join("warm"))
 }
 
+/// Why a guest with a kernel of its own cannot be kept, if it cannot: a fault for each reason.
+pub fn unfit(spec: &VmSpec) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for (number, disk) in (1..).zip(&spec.disks) {
+        if !disk.read_only || !disk.path.is_file() {
+            faults.push(Fault::new(
+                format!("disk {number}"),
+                format!(
+                    "{}: a guest that is started warm remembers what its disks held, so they must be image files that nobody writes; \
+                     add ,ro or leave out --warm",
+                    disk.path.display()
+                ),
+            ));
+        }
+    }
+    for (number, _) in (1..).zip(&spec.nets).filter(|(_, net)| net.mac.is_none()) {
+        faults.push(Fault::new(
+            format!("net {number}"),
+            "a guest that is started warm remembers its hardware address; give one, as in mac=02:00:00:00:00:01",
+        ));
+    }
+    if spec.kernel.is_none() {
+        faults.push(Fault::new(
+            "warm",
+            "the shipped guest starts warm by itself where it can; leave --warm out, or name a kernel",
+        ));
+    }
+    if folder().is_none() {
+        faults.push(Fault::new(
+            "warm",
+            "there is no folder for booted guests; set BERTH_CACHE_DIR or HOME to an absolute path",
+        ));
+    }
+    faults
+}
+
 /// The entry for the guest that `spec` describes; none if it cannot be kept.
 pub fn entry(spec: &VmSpec) -> Option<Entry> {
     let folder = folder()?;
@@ -72,17 +108,19 @@ pub fn entry(spec: &VmSpec) -> Option<Entry> {
 }
 
 fn key(spec: &VmSpec) -> Option<Key<'static>> {
-    // A foreign kernel does not know the protocol. A replaced command line may have no init that does.
-    if spec.kernel.is_some() || spec.initrd.is_some() || spec.cmdline_replace.is_some() {
+    // The shipped kernel with another root or command line may have no init that knows the protocol.
+    if spec.kernel.is_none() && (spec.initrd.is_some() || spec.cmdline_replace.is_some()) {
         return None;
     }
     // An address that Berth makes is for one run only.
     if spec.nets.iter().any(|net| net.mac.is_none()) {
         return None;
     }
-    let disks = spec.disks.iter().map(|disk| {
-        let found = fs::metadata(&disk.path).ok()?;
-        let fixed = disk.read_only && found.is_file();
+    let disks = spec.disks.iter().map(|disk| (&disk.path, disk.read_only));
+    let loaded = spec.kernel.iter().chain(&spec.initrd).map(|path| (path, true));
+    let files = disks.chain(loaded).map(|(path, read_only)| {
+        let found = fs::metadata(path).ok()?;
+        let fixed = read_only && found.is_file();
         fixed.then(|| {
             (
                 found.dev(),
@@ -93,7 +131,7 @@ fn key(spec: &VmSpec) -> Option<Key<'static>> {
             )
         })
     });
-    let disks = disks.collect::<Option<_>>()?;
+    let files = files.collect::<Option<_>>()?;
     let mut spec = spec.clone();
     spec.command = Vec::new();
     spec.serial = SerialSpec::default();
@@ -106,7 +144,7 @@ fn key(spec: &VmSpec) -> Option<Key<'static>> {
         // Which kind of host it is does not change without the rest.
         host: HostFacts::here(HostKind::Native),
         boot: fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?,
-        disks,
+        files,
         spec,
     })
 }
@@ -273,10 +311,22 @@ mod tests {
         file.as_file().set_len(512).unwrap();
         assert_ne!(text(&with(true)).unwrap(), before);
         let foreign = VmSpec {
-            kernel: Some("vmlinux".into()),
+            kernel: Some("/nonexistent/vmlinux".into()),
             ..VmSpec::default()
         };
         assert_eq!(text(&foreign), None);
+        let foreign = |spec| VmSpec {
+            kernel: Some(file.path().to_owned()),
+            ..spec
+        };
+        assert!(unfit(&foreign(with(true))).is_empty());
+        assert!(text(&foreign(with(true))).is_some());
+        let faults = unfit(&foreign(with(false)));
+        assert_eq!(
+            (faults.len(), text(&foreign(with(false)))),
+            (1, None),
+            "{faults:?}"
+        );
     }
 
     #[test]

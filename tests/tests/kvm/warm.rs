@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use berth_tests::invocation::{Invocation, berth, run};
+use berth_tests::invocation::{Invocation, berth, run, tiny};
+
+use crate::codes;
 
 fn with_cache(invocation: Invocation, cache: &Path) -> Invocation {
     invocation.behind(["env", &format!("BERTH_CACHE_DIR={}", cache.display())])
@@ -74,4 +76,30 @@ fn a_cold_start_keeps_and_uses_nothing() {
     let cache = tempfile::tempdir().unwrap();
     assert_eq!(said(cache.path(), &["--cold"])[0], "new");
     assert_eq!(listed(cache.path()), 0);
+}
+
+#[test]
+fn any_kernel_that_says_when_it_is_ready_starts_warm_when_asked() {
+    let cache = tempfile::tempdir().unwrap();
+    let cache = cache.path();
+    for (restored, input) in [(false, "ab\x04"), (true, "xy\x04")] {
+        let run = tiny("rounds").args(["--warm", "--boot-timing"]).input(input);
+        let outcome = with_cache(run, cache).finish();
+        assert_eq!(outcome.expect_code(3).out(), input[..2]);
+        let said = outcome.err();
+        assert_eq!(said.contains("read the snapshot"), restored, "{said}");
+        assert_eq!(listed(cache), 1);
+    }
+    let outcome = with_cache(tiny("rounds").arg("--boot-timing").input("\x04"), cache).finish();
+    assert!(
+        !outcome.err().contains("read the snapshot"),
+        "nobody asked: {outcome}"
+    );
+    let disk = cache.join("disk.img");
+    fs::write(&disk, [0; 512]).unwrap();
+    let writable = tiny("rounds")
+        .arg("--warm")
+        .arg(format!("--disk={}", disk.display()));
+    let sentence = with_cache(writable, cache).finish().sentence(codes::USER);
+    assert!(sentence.contains("add ,ro or leave out --warm"), "{sentence}");
 }

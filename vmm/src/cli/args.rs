@@ -410,6 +410,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", hide = true)]
     pub driven: Option<PathBuf>,
 
+    /// Go on with this kernel and these disks from where they were booted to before, or boot and keep them when they are ready
+    ///
+    /// A guest says that it is ready by writing 1 to port 0xf5. Disks must be read-only. What is kept lies with that of the shipped
+    /// guest (see `berth cache`).
+    #[arg(long, conflicts_with_all = ["cold", "restore", "snapshot_when_ready", "api_only"], help_heading = "Run")]
+    pub warm: bool,
+
     /// Boot the shipped guest, instead of going on with one that was booted before and kept (see `berth cache`)
     #[arg(long, help_heading = "Run")]
     pub cold: bool,

@@ -89,6 +89,7 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
             verify: args.verify,
             handler: args.uffd.take(),
         }),
+        warm: args.warm,
         cold: args.cold,
         terminal: args.driven.is_some(),
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),

@@ -1,4 +1,4 @@
-//! Warm starts: a shipped guest that was saved when it was ready, or that is now.
+//! Warm starts: a guest that was saved when it was ready, or that is now.
 
 use super::{LoadRequest, Machine, MachineError, Overrides};
 use crate::guest::{self, Streams};
@@ -22,7 +22,7 @@ fn check_command(command: &[String]) -> Result<(), MachineError> {
 }
 
 impl Machine {
-    /// Starts the shipped guest from `entry` if it is there; otherwise boots it and keeps it there when it is ready.
+    /// Starts the guest from `entry` if it is there; otherwise boots it and keeps it there when it is ready.
     pub fn start_warm(&mut self, entry: Entry) -> Result<(), MachineError> {
         check_command(&self.spec.command)?;
         if let Some(from) = entry.snapshot() {
@@ -36,7 +36,12 @@ impl Machine {
                 }
             }
         }
-        self.boot(true)?;
+        let shipped = self.spec.kernel.is_none();
+        self.boot(shipped)?;
+        if !shipped {
+            // What is kept must hold nothing of what this run is fed.
+            self.live("be held")?.console.input.hold();
+        }
         self.warming = Some(entry);
         Ok(())
     }
@@ -44,20 +49,25 @@ impl Machine {
     fn restore_warm(&mut self, from: SnapshotTarget) -> Result<(), MachineError> {
         let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
         let streams = self.streams(&spec);
+        let shipped = spec.kernel.is_none();
         self.load(&LoadRequest {
             from,
-            resume: false,
+            resume: !shipped,
             overrides: Overrides {
                 serial: Some(spec.serial.clone()),
                 timeout: spec.timeout,
                 command: Some(spec.command.clone()),
                 streams: Some(streams),
-                keep_clock: true,
+                // The shipped guest is told the time.
+                keep_clock: shipped,
                 ..Overrides::default()
             },
             verify: false,
             handler: None,
         })?;
+        if !shipped {
+            return Ok(());
+        }
         self.instruct(streams)?;
         self.resume()
     }
@@ -71,7 +81,12 @@ impl Machine {
             // The next start will be as slow as this one; nothing else is lost.
             tracing::warn!("the booted guest cannot be kept: {error}");
         }
-        let streams = self.live("be told what to run")?.vm.streams();
+        let live = self.live("be told what to run")?;
+        if live.spec.kernel.is_some() {
+            live.console.input.say(&[]);
+            return Ok(());
+        }
+        let streams = live.vm.streams();
         self.instruct(streams)
     }
 

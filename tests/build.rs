@@ -39,6 +39,7 @@ fn main() {
     build_program("words", "words.c");
     build_program("sockets", "sockets.c");
     build_program("load", "load.c");
+    build_program("facts", "facts.c");
     build_rust("io-guest", "io");
 }
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use memchr::memmem;
+
 use crate::image::{self, Image};
 use crate::{BootError, Compression, Format, KernelSource, bzimage, elf};
 
-/// What an unpacked kernel may come to.
-const LIMIT: u64 = 1 << 30;
 /// What comes before the version that a kernel prints first.
 const BANNER: &[u8] = b"Linux version ";
 /// The longest version that is believed.
@@ -42,8 +42,8 @@ pub struct KernelReport {
     pub config: Option<BTreeMap<String, String>>,
 }
 
-/// Looks into a kernel file.
-pub fn inspect(source: &KernelSource) -> Result<KernelReport, BootError> {
+/// Looks into a kernel file, unless it unpacks to more than `limit` bytes.
+pub fn inspect(source: &KernelSource, limit: u64) -> Result<KernelReport, BootError> {
     let name = source.name();
     let read = |cause| BootError::Read {
         what: "kernel",
@@ -53,10 +53,13 @@ pub fn inspect(source: &KernelSource) -> Result<KernelReport, BootError> {
     let opened = Image::open(source)?;
     let size = opened.len();
     let header = bzimage::header(&opened).map_err(read)?;
-    let (unpacked, info) = image::unpack(&name, opened, LIMIT).map_err(|error| match error {
+    let (unpacked, info) = image::unpack(&name, opened, limit).map_err(|error| match error {
         BootError::Bomb { name, .. } => BootError::Malformed {
             name,
-            what: "it unpacks to more than 1 GiB, which no kernel does".to_owned(),
+            what: format!(
+                "it unpacks to more than {} MiB, which no kernel does",
+                limit >> 20
+            ),
         },
         other => other,
     })?;
@@ -77,14 +80,10 @@ pub fn inspect(source: &KernelSource) -> Result<KernelReport, BootError> {
     })
 }
 
-fn find(bytes: &[u8], words: &[u8]) -> Option<usize> {
-    bytes.windows(words.len()).position(|window| window == words)
-}
-
 /// The version behind the banner, to the end of its line.
 fn version(bytes: &[u8]) -> Option<String> {
     let mut rest = bytes;
-    while let Some(at) = find(rest, BANNER) {
+    while let Some(at) = memmem::find(rest, BANNER) {
         rest = &rest[at + BANNER.len()..];
         // The banner is there as a format, too.
         if rest.first().is_some_and(u8::is_ascii_digit) {
@@ -99,7 +98,7 @@ fn version(bytes: &[u8]) -> Option<String> {
 }
 
 fn config(bytes: &[u8]) -> Option<BTreeMap<String, String>> {
-    let start = find(bytes, CONFIG_START)? + CONFIG_START.len();
+    let start = memmem::find(bytes, CONFIG_START)? + CONFIG_START.len();
     let mut text = String::new();
     flate2::bufread::GzDecoder::new(&bytes[start..])
         .take(MAX_CONFIG)

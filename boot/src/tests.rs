@@ -1,6 +1,6 @@
 //! Whole kernels through [`load`]: every container, and every lie a header can tell.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use proptest::prelude::*;
@@ -399,4 +399,33 @@ proptest! {
         let request = BootRequest { kernel: &source, initrd: None, cmdline: &cmdline, entry: EntryPolicy::Auto, rsdp: None };
         let _ = load(&memory, &request);
     }
+}
+
+#[test]
+fn a_kernel_is_told_without_a_guest() {
+    let mut elf = TestElf {
+        linux: true,
+        ..TestElf::new()
+    }
+    .build();
+    elf.extend_from_slice(b"\0Linux version %s\0Linux version 6.1.2-test (me@here) #1\n\0");
+    let mut config = Vec::new();
+    let text = "# a comment\nCONFIG_VIRTIO_MMIO=y\n# CONFIG_EROFS_FS is not set\nCONFIG_SQUASHFS=m\n";
+    flate2::read::GzEncoder::new(text.as_bytes(), flate2::Compression::best())
+        .read_to_end(&mut config)
+        .unwrap();
+    let bare = elf.clone();
+    elf.extend_from_slice(&[b"IKCFG_ST", &config[..], b"IKCFG_ED"].concat());
+    let of = |bytes: &[u8]| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        inspect(&KernelSource::File(file.path().to_owned()), 64 << 20).unwrap()
+    };
+    let report = of(&elf);
+    assert_eq!(report.version.as_deref(), Some("6.1.2-test (me@here) #1"));
+    let config = report.config.unwrap();
+    assert_eq!(config.len(), 2);
+    assert_eq!((&config["VIRTIO_MMIO"][..], &config["SQUASHFS"][..]), ("y", "m"));
+    assert!(report.linux64.is_some() && report.protocol.is_none());
+    assert_eq!(of(&bare).config, None);
 }

@@ -47,6 +47,11 @@ pub fn sockets() -> &'static Path {
     Path::new(concat!(env!("OUT_DIR"), "/sockets"))
 }
 
+/// A program for Linux and the init of images (`guests/facts.c`): what every file of a tree is.
+pub fn facts() -> &'static Path {
+    Path::new(concat!(env!("OUT_DIR"), "/facts"))
+}
+
 /// The folder of the guest that ships with Berth.
 pub fn shipped() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/guest"))

@@ -322,6 +322,13 @@ impl Running {
         self.queued.extend_from_slice(bytes.as_ref());
     }
 
+    /// Waits until it has read what was sent, but for what a pipe holds.
+    pub fn wait_until_read(&mut self) {
+        self.wait("it reads its input", |running| {
+            running.queued.is_empty().then_some(())
+        });
+    }
+
     /// Ends its standard input once all has been written.
     pub fn end_input(&mut self) {
         self.closing = true;

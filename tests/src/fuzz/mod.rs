@@ -18,6 +18,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use crate::{formats, guests};
 
 mod assist;
+mod image;
 mod mmds;
 mod net;
 mod ports;
@@ -50,6 +51,8 @@ pub const TARGETS: &[Target] = &[
     target("console", console, Vec::new),
     target("ports", ports, Vec::new),
     target("snapshot", snapshot, snapshot::seeds),
+    target("tar", tar, image::tars),
+    target("image", image, image::images),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
@@ -77,6 +80,17 @@ pub fn kernel(data: &[u8]) {
     };
     // A refusal is as good as a load.
     let _ = berth_boot::load(&memory, &request);
+    let _ = berth_boot::inspect(&kernel, RAM as u64);
+}
+
+/// Reads a tar file. What can be read makes an initramfs that can be read.
+pub fn tar(data: &[u8]) {
+    image::tar(data);
+}
+
+/// Says what an image is.
+pub fn image(data: &[u8]) {
+    image::image(data);
 }
 
 /// Has the assist execute the instruction, in the state, that the bytes describe.

@@ -20,6 +20,7 @@ mod firecracker;
 mod fleet;
 mod formats;
 mod hostile;
+mod image;
 mod init;
 mod io_guest;
 mod linux;

@@ -40,6 +40,9 @@ pub struct KernelInfoArgs {
     pub json: bool,
 }
 
+/// What an unpacked kernel may come to.
+const LARGEST: u64 = 1 << 30;
+
 /// What decides whether a kernel finds its devices and its root here.
 const OPTIONS: [&str; 28] = [
     "VIRTIO_MMIO",
@@ -100,7 +103,7 @@ struct Info<'a> {
 /// Runs it. Returns the exit code.
 pub(super) fn run(args: &KernelArgs) -> u8 {
     let KernelVerb::Info(args) = &args.verb;
-    match berth_boot::inspect(&KernelSource::File(args.file.clone())) {
+    match berth_boot::inspect(&KernelSource::File(args.file.clone()), LARGEST) {
         Ok(report) => {
             let info = Info::of(&report);
             if args.json {

@@ -71,9 +71,9 @@ fn initramfs(look: &Look<'_>, compression: Option<Compression>) -> io::Result<Im
         Err(Broken::Io(cause)) => vec![cause.to_string()],
         Err(Broken::Said(what)) => vec![what.to_owned()],
     };
-    let unpacks = matches!(compression, None | Some(Compression::Gzip | Compression::Zstd));
+    let unpacks = matches!(compression, None | Some(Compression::Gzip));
     let root = if !unpacks {
-        Root::no("its kernel unpacks gzip and zstd only")
+        Root::no("its kernel unpacks gzip only")
     } else if init {
         Root::yes("--initrd FILE")
     } else {

@@ -67,25 +67,24 @@ fn write_entry<W: Write>(
         _ => entry.path.clone(),
     };
     let old = header.as_old_mut();
-    place(&mut old.name, &path, b"path", &mut records);
-    place(
-        &mut old.linkname,
-        target.unwrap_or_default(),
-        b"linkpath",
-        &mut records,
-    );
+    if !place(&mut old.name, &path) {
+        records.add(b"path", &path);
+    }
+    let long_link = !place(&mut old.linkname, target.unwrap_or_default());
     for (name, value) in meta.xattrs.iter().filter(|_| link.is_none()) {
         records.add(&[b"SCHILY.xattr.", &name[..]].concat(), value);
     }
     let sink = builder.get_mut();
+    if let Some(target) = target.filter(|_| long_link) {
+        // Not by a record: sqfstar 4.5 takes leading .. and / away from those.
+        let mut extension = Header::new_gnu();
+        extension.set_entry_type(EntryType::GNULongLink);
+        extend(sink, extension, &[target, b"\0"].concat(), failed)?;
+    }
     if !records.0.is_empty() {
         let mut extension = Header::new_ustar();
         extension.set_entry_type(EntryType::XHeader);
-        extension.set_mode(0o644);
-        extension.set_size(records.0.len() as u64);
-        put(sink, &mut extension, failed)?;
-        sink.write_all(&records.0).map_err(failed)?;
-        pad(sink, records.0.len() as u64, failed)?;
+        extend(sink, extension, &records.0, failed)?;
     }
     put(sink, &mut header, failed)?;
     if let (Kind::File(contents), None) = (&node.kind, link) {
@@ -109,13 +108,25 @@ fn pad(sink: &mut dyn Write, len: u64, failed: &dyn Fn(io::Error) -> ImageError)
     sink.write_all(&[0; 512][..padding as usize]).map_err(failed)
 }
 
-/// Puts text into a header's field, and all of it into a record where it does not fit.
-fn place(field: &mut [u8; 100], text: &[u8], key: &[u8], records: &mut Records) {
+/// Puts text into a header's field. Returns whether all of it fits.
+fn place(field: &mut [u8; 100], text: &[u8]) -> bool {
     let len = text.len().min(field.len());
     field[..len].copy_from_slice(&text[..len]);
-    if text.len() > len {
-        records.add(key, text);
-    }
+    len == text.len()
+}
+
+/// Writes what says more about the next entry.
+fn extend(
+    sink: &mut dyn Write,
+    mut header: Header,
+    data: &[u8],
+    failed: &dyn Fn(io::Error) -> ImageError,
+) -> Result<(), ImageError> {
+    header.set_mode(0o644);
+    header.set_size(data.len() as u64);
+    put(sink, &mut header, failed)?;
+    sink.write_all(data).map_err(failed)?;
+    pad(sink, data.len() as u64, failed)
 }
 
 /// Records of an extended header.

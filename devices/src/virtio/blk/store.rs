@@ -120,16 +120,16 @@ impl Store {
     /// Does of an operation what needs no device. What is left of a transfer stays in it, at the offset it is left from.
     pub(super) fn run_now(&self, operation: &mut Operation<'_>) -> Now {
         match operation {
+            // Nothing to wait for, and such a file system could not tell.
+            Operation::Read { offset, to } if self.in_memory => {
+                Now::Done(to.read_exact_at(self.file.as_fd(), *offset))
+            }
             Operation::Read { offset, to } if !self.is_direct(to.segments(), *offset) => {
                 while !to.is_empty() {
                     match to.read_now_at(self.file.as_fd(), *offset) {
                         Ok(0) => return Now::Done(Err(io::ErrorKind::UnexpectedEof.into())),
                         Ok(moved) => *offset += moved as u64,
                         Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                        // Such a file system does not know how to tell; in memory there is nothing to wait for.
-                        Err(_) if self.in_memory => {
-                            return Now::Done(to.read_exact_at(self.file.as_fd(), *offset));
-                        }
                         Err(_) => return Now::Waits,
                     }
                 }

@@ -36,6 +36,9 @@ pub trait NetBackend: Send {
         send_frame(self.fd(), header, begin, frame)
     }
 
+    /// The descriptor is readable or writable: time for what the backend itself has left to do.
+    fn on_ready(&mut self) {}
+
     /// A timer after which there may be frames that [`fd`](Self::fd) does not announce.
     fn timer(&self) -> Option<RawFd> {
         None

@@ -21,6 +21,7 @@ mod handle;
 mod header;
 pub mod mmds;
 mod receive;
+mod stream;
 mod tap;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use virtio_bindings::bindings::virtio_net::{
 pub use backend::{BEGIN_MAX, NetBackend};
 pub use handle::NetHandle;
 pub use header::{HEADER, Header};
+pub use stream::Stream;
 pub use tap::{Tap, TapError};
 
 use super::config_change::ConfigChange;
@@ -142,8 +144,9 @@ impl Net {
     }
 
     /// The backend is gone and will not come back: the guest sees its cable pulled.
-    fn lose_link(&mut self) {
+    fn lose_link(&mut self, cause: &io::Error) {
         if self.config[STATUS] != 0 {
+            tracing::warn!("a network backend is gone: {cause}");
             self.config[STATUS] = 0;
             self.change.announce();
         }
@@ -157,10 +160,8 @@ impl Net {
         let Received::Failed(cause) = receiver.run(&mut *self.backend, limiter) else {
             return;
         };
-        // What a tap says when its interface was deleted.
-        if Errno::from_io_error(&cause) == Some(Errno::BADFD) {
-            tracing::warn!("a network backend is gone: {cause}");
-            self.lose_link();
+        if is_gone(&cause) {
+            self.lose_link(&cause);
         } else {
             crate::warn_guest!("virtio-net: the backend gives no frame: {cause}");
         }
@@ -176,6 +177,16 @@ impl Net {
             self.receive();
         }
     }
+}
+
+/// Whether this is what a backend says that will never have a frame again: a tap whose interface was deleted, a stream at its
+/// end.
+fn is_gone(cause: &io::Error) -> bool {
+    Errno::from_io_error(cause) == Some(Errno::BADFD)
+        || matches!(
+            cause.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::InvalidData
+        )
 }
 
 /// A random hardware address: locally administered, for one station.
@@ -228,7 +239,7 @@ impl VirtioDevice for Net {
                 self.receiver = Some(Receiver::new(index, queue, at, self.backend.mtu())?);
                 if let Err(cause) = self.backend.start(features) {
                     tracing::error!("a network backend does not do what was negotiated: {cause}");
-                    self.lose_link();
+                    self.lose_link(&cause);
                 }
             }
             TRANSMIT => self.transmitter = Some(Transmitter::new(index, queue, at)?),
@@ -331,6 +342,7 @@ impl VirtioDevice for Net {
         };
         match (token, &mut self.control) {
             (BACKEND, _) => {
+                self.backend.on_ready();
                 // Edges do not say which of the two.
                 self.receive();
                 if self.transmitter.as_ref().is_some_and(Transmitter::is_blocked) {

@@ -21,6 +21,7 @@ use crate::virtio::conformance::{self, BUFFERS, Machine, NEEDS_RESET, Request, S
 use crate::virtio::queue::{Datagram, GuestIo};
 
 mod mmds;
+mod stream;
 
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x2a];
 const MERGEABLE: u64 = VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF;

@@ -154,6 +154,11 @@ impl GuestIo<'_> {
 
     /// Sends `head` and all segments to `fd` as one datagram.
     pub fn send(&mut self, fd: BorrowedFd, head: &[u8]) -> io::Result<()> {
+        self.send_part(fd, head).map(|_| ())
+    }
+
+    /// Writes once `head` and all segments to `fd`, as much as it takes; returns the bytes written, those of `head` among them.
+    pub fn send_part(&mut self, fd: BorrowedFd, head: &[u8]) -> io::Result<usize> {
         if self.segments().len() >= IOV_MAX {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }
@@ -168,7 +173,7 @@ impl GuestIo<'_> {
         self.list.remove(self.first);
         let moved = usize::try_from(moved).map_err(|_| io::Error::last_os_error())?;
         self.skip(moved.saturating_sub(head.len()));
-        Ok(())
+        Ok(moved)
     }
 
     /// Fills all segments from `offset` on in the file. A file that ends before is an `UnexpectedEof`.

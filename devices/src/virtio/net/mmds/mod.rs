@@ -93,6 +93,10 @@ impl NetBackend for Mmds {
         self.backend.start(features)
     }
 
+    fn on_ready(&mut self) {
+        self.backend.on_ready();
+    }
+
     fn timer(&self) -> Option<RawFd> {
         Some(self.timer.fd())
     }

@@ -37,6 +37,17 @@ pub struct DeviceTraits {
     pub config_len: u64,
 }
 
+/// Reads configuration space from the bytes that it has: what lies behind them reads as zero.
+pub fn read_config_from(config: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..));
+    data.fill(0);
+    for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
+        *to = *from;
+    }
+}
+
 /// Where a stopped queue stood: all that a queue remembers outside guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct QueueState {

@@ -32,7 +32,7 @@ pub use stats::BalloonStats;
 use super::config_change::ConfigChange;
 use super::device::{
     DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,
-    VirtioDevice,
+    VirtioDevice, read_config_from,
 };
 use super::mailbox::{self, Mailbox};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain};
@@ -414,15 +414,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or_default();
-        data.fill(0);
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_config_from(&self.config(), offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -34,7 +34,9 @@ pub use overlay::OverlayDisk;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::config_change::ConfigChange;
-use super::device::{DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice};
+use super::device::{
+    DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice, read_config_from,
+};
 use super::mailbox::{self, Mailbox};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain, Segments};
 use crate::limiter::{Limiter, LimiterChange, LimiterConfig};
@@ -394,13 +396,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let from = self
-            .config
-            .get(usize::try_from(offset).unwrap_or(usize::MAX)..)
-            .unwrap_or_default();
-        for (at, byte) in data.iter_mut().enumerate() {
-            *byte = from.get(at).copied().unwrap_or(0);
-        }
+        read_config_from(&self.config, offset, data);
     }
 
     fn start_queue(

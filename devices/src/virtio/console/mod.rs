@@ -34,7 +34,7 @@ pub use socket::SocketPort;
 use super::config_change::ConfigChange;
 use super::device::{
     DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,
-    VirtioDevice,
+    VirtioDevice, read_config_from,
 };
 use super::mailbox::{self, Caller, DeviceGone, Mailbox};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain};
@@ -271,15 +271,7 @@ impl VirtioDevice for Console {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or_default();
-        data.fill(0);
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_config_from(&self.config(), offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -46,7 +46,7 @@ pub use tap::{Tap, TapError};
 use super::config_change::ConfigChange;
 use super::device::{
     DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,
-    VirtioDevice,
+    VirtioDevice, read_config_from,
 };
 use super::mailbox::{self, Mailbox};
 use super::queue::RING_FEATURES;
@@ -217,14 +217,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.config.get(offset..))
-            .unwrap_or_default();
-        data.fill(0);
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_config_from(&self.config, offset, data);
     }
 
     fn start_queue(

@@ -42,7 +42,7 @@ pub use listener::VsockError;
 
 use super::device::{
     DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,
-    VirtioDevice,
+    VirtioDevice, read_config_from,
 };
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain};
 use connections::{Connections, Limits};
@@ -242,15 +242,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.cid.to_le_bytes();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or_default();
-        data.fill(0);
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        read_config_from(&self.cid.to_le_bytes(), offset, data);
     }
 
     fn start_queue(

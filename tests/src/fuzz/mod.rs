@@ -2,9 +2,13 @@
 //!
 //! `tests/fuzz` drives them with libFuzzer; `tests/corpus.rs` drives them with seeded pseudo-random input on stable Rust.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
+use berth::boot_test::expand::{self, Outside};
+use berth::boot_test::file::Source;
 use berth::spec::{self, Format, Limits};
 use berth_boot::{BootRequest, CommandLine, EntryPolicy, KernelSource};
 use berth_devices::Memory;
@@ -43,6 +47,7 @@ pub const TARGETS: &[Target] = &[
     target("mmio", mmio, Vec::new),
     target("rng", rng, Vec::new),
     target("config", config, configs),
+    target("boot_test", boot_test, boot_tests),
     target("net", net, Vec::new),
     target("mmds", mmds, mmds::seeds),
     target("block", block, Vec::new),
@@ -240,6 +245,77 @@ mac = "02:00:00:00:00:01"
     let spec = spec::parse(toml, Format::Toml).expect("a good description");
     let json = serde_json::to_string_pretty(&spec).expect("a description is plain data");
     vec![toml.into(), json.into(), b"{}".into(), b"serial = \"pty\"".into()]
+}
+
+/// Reads text as a test file. What can be read is expanded: to cases or to a sentence.
+pub fn boot_test(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let Ok(source) = Source::parse(Path::new("fuzz.test.toml"), text.to_owned()) else {
+        return;
+    };
+    let outside = Outside {
+        flags: &BTreeMap::new(),
+        environment: &|_| None,
+        images: Path::new("/images"),
+    };
+    match expand::expand(&source, &outside) {
+        Ok(expanded) => assert!(!expanded.cases.is_empty() && expanded.cases.len() <= expand::CASES_MAX),
+        Err(fault) => assert!(!fault.to_string().contains('\n'), "{fault}"),
+    }
+}
+
+/// A test file that has every kind of step.
+fn boot_tests() -> Vec<Vec<u8>> {
+    let toml = r#"name = "boots ${mode}"
+timeout = "60s"
+hang = "10s"
+allow = ["oops"]
+never = ["BUG: [a-z]+"]
+ready = "^login"
+[vars]
+mode = "quick"
+home = { env = "HOME", default = "/" }
+[matrix]
+memory = ["128M", "1G"]
+cpus = [1, 2]
+[image.data]
+from = ["layer.tar"]
+size = "64M"
+[vm]
+cmdline = "x=${home}"
+[[vm.disks]]
+id = "data"
+path = "${image.data}"
+[[step]]
+expect = "login: "
+within = "30s"
+[[step]]
+send = "root
+"
+[[step]]
+run = "uname -r"
+status = 0
+stdout = "^6\."
+[[step]]
+snapshot = "a"
+[[step]]
+restore = "a"
+[[step]]
+press = "power"
+[[step]]
+exit = "shutdown"
+[[step]]
+file = "/etc/hostname"
+disk = "data"
+contains = "berth"
+[[step]]
+offset = 510
+disk = "data"
+hex = "55aa"
+"#;
+    vec![toml.into(), b"[[step]]\nexpect_regex = \"a+$\"\n".into()]
 }
 
 /// Gives a network card's handlers requests, and frames from outside, made of the bytes.

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use berth_tests::guests;
 use berth_tests::invocation::{Invocation, Outcome, berth};
+use berth_tests::{debian, guests};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -314,7 +315,7 @@ fn reports_say_how_each_case_went() {
     assert_eq!(json["cases"][1]["attempts"][0]["failure"]["kind"], "triple-fault");
     let junit = fs::read_to_string(at("junit.xml")).unwrap();
     assert!(
-        junit.contains("tests=\"3\" skipped=\"1\" failures=\"1\""),
+        junit.contains("tests=\"3\" failures=\"1\" errors=\"0\""),
         "{junit}"
     );
 }
@@ -340,6 +341,110 @@ fn ctrl_c_ends_the_vms_and_the_reports_say_so() {
     // Its process is gone: nobody listens.
     let socket = files.path().join("out/a-a/api.sock");
     assert!(std::os::unix::net::UnixStream::connect(socket).is_err());
+}
+
+#[test]
+fn a_disk_made_for_the_test_is_written_exchanged_and_looked_into_and_the_images_stay() {
+    let files = Files(tempfile::tempdir().unwrap());
+    fs::create_dir(files.path().join("tree")).unwrap();
+    files.write("tree/given", "on the image\n");
+    files.write("other", vec![b'o'; 1 << 20]);
+    files.write(
+        "a.test.toml",
+        r#"
+[image.data]
+from = ["tree"]
+owner = "0:0"
+[vm]
+disks = [{ id = "data", path = "${image.data}" }, { id = "raw", path = "other", read_only = true }]
+[[step]]
+run = "mount -t ext4 /dev/vdb /mnt && cat /mnt/given"
+stdout = "^on the image$"
+[[step]]
+run = "echo by the guest > /mnt/made && rm /mnt/given && umount /mnt"
+[[step]]
+attach = "raw"
+image = "a.test.toml.image"
+[[step]]
+run = "head -c 3 /dev/vdc; cat /sys/block/vdc/size"
+stdout = "^new8$"
+[[step]]
+send = "poweroff\n"
+[[step]]
+exit = "shutdown"
+[[step]]
+file = "/made"
+disk = "data"
+matches = "^by the guest$"
+[[step]]
+file = "/given"
+disk = "data"
+absent = true
+[[step]]
+file = "/given"
+image = "${image.data}"
+contains = "on the image"
+[[step]]
+offset = 1080
+disk = "data"
+hex = "53 ef"
+"#,
+    );
+    let mut other = b"new".to_vec();
+    other.resize(8 * 512, 0);
+    files.write("a.test.toml.image", other);
+    files.passes();
+    assert!(!files.path().join("out/images").exists());
+}
+
+#[test]
+fn the_examples_do_what_they_say() {
+    let folder = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../resources/examples/tests"
+    ));
+    let outcome = berth(["test"])
+        .behind([
+            "env".into(),
+            "LC_ALL=C".into(),
+            format!("KERNEL={}", guests::linux().display()),
+            format!("IMAGE={}", debian::image().display()),
+            // Slow, and so only read.
+            format!("CLOUD_KERNEL={}", guests::linux().display()),
+            format!("INITRD={}", guests::init().display()),
+        ])
+        .arg(folder)
+        .within(Duration::from_secs(400))
+        .finish();
+    outcome.expect_code(0);
+    let out = outcome.out();
+    assert!(out.contains("4 passed, 1 skipped in "), "{outcome}");
+    assert!(
+        out.contains("skip  Debian's cloud kernel reaches user space: it is slow"),
+        "{outcome}"
+    );
+}
+
+#[test]
+fn a_kernel_that_panics_at_boot_is_told_as_that_with_its_last_lines() {
+    let files = Files(tempfile::tempdir().unwrap());
+    let kernel = guests::linux().display();
+    files.write(
+        "a.test.toml",
+        format!(
+            "[vm]\nkernel = \"{kernel}\"\ncmdline = \"root=/dev/nowhere\"\n[[step]]\nexpect = \"login: \"\n"
+        ),
+    );
+    let outcome = files.fails();
+    let out = outcome.out();
+    assert!(
+        out.contains("line 5: kernel panic: ") && out.contains("Unable to mount root fs"),
+        "{outcome}"
+    );
+    assert!(
+        out.lines().filter(|line| line.starts_with("    | ")).count() > 5,
+        "{outcome}"
+    );
 }
 
 #[test]

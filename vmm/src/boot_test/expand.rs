@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::file::{FileFault, Source, shown};
+use super::images::{self, Setup};
 use super::pattern::Pattern;
 use super::plan::{Case, Hang};
 use super::template::{self, TemplateError};
@@ -29,12 +30,30 @@ pub struct Outside<'a> {
     pub flags: &'a BTreeMap<String, String>,
     /// A variable of the environment.
     pub environment: &'a dyn Fn(&str) -> Option<String>,
+    /// The folder for images that files have made, absolute.
+    pub images: &'a Path,
+}
+
+/// What a test file comes to.
+#[derive(Debug, Clone, Default)]
+pub struct Expanded {
+    /// Its cases.
+    pub cases: Vec<Case>,
+    /// The images that they need made.
+    pub images: Vec<Setup>,
 }
 
 /// The cases of a test file.
-pub fn expand(source: &Source, outside: &Outside<'_>) -> Result<Vec<Case>, FileFault> {
+pub fn expand(source: &Source, outside: &Outside<'_>) -> Result<Expanded, FileFault> {
     let fields = vm_fields();
-    let variables = variables(source, outside)?;
+    let mut variables = variables(source, outside)?;
+    let setups = images(source, outside, &variables)?;
+    for (name, setup) in &setups {
+        let path = setup.options.output.to_string_lossy().into_owned();
+        if variables.insert(name.clone(), Value::String(path)).is_some() {
+            return Err(source.fault(name, "vars has it too; give one of them another name"));
+        }
+    }
     let axes = axes(source, outside, &variables)?;
     let count = axes
         .iter()
@@ -60,6 +79,7 @@ pub fn expand(source: &Source, outside: &Outside<'_>) -> Result<Vec<Case>, FileF
         let scope = Scope {
             values: &all,
             used: &used,
+            images: outside.images,
         };
         cases.push(case(source, &values, &scope)?);
     }
@@ -75,7 +95,25 @@ pub fn expand(source: &Source, outside: &Outside<'_>) -> Result<Vec<Case>, FileF
             format!("it is no field of a VM and ${{{name}}} stands nowhere in this file; {instead}"),
         ));
     }
-    Ok(cases)
+    let needed = |(name, setup): (String, Setup)| used.contains(&name).then_some(setup);
+    Ok(Expanded {
+        cases,
+        images: setups.into_iter().filter_map(needed).collect(),
+    })
+}
+
+/// The images of a file. Variables of the matrix are not for them: they are made once.
+fn images(
+    source: &Source,
+    outside: &Outside<'_>,
+    variables: &BTreeMap<String, Value>,
+) -> Result<Vec<(String, Setup)>, FileFault> {
+    let scope = Scope {
+        values: variables,
+        used: &RefCell::default(),
+        images: outside.images,
+    };
+    images::read(source, &scope, outside.images)
 }
 
 /// The names of a VM's fields.
@@ -130,7 +168,7 @@ fn variable(
     };
     let from: Environment = serde_path_to_error::deserialize(value.clone()).map_err(|error| {
         let (path, message) = (error.path().to_string(), error.inner().message().to_owned());
-        from_serde(source, &joined(field, &path), &message)
+        from_serde(source, field, &path, &message)
     })?;
     let default = match &from.default {
         Some(default) => Some(scalar(source, &format!("{field}.default"), default)?),
@@ -237,6 +275,7 @@ fn combination(axes: &[Axis], mut number: usize) -> Vec<(String, Value)> {
 pub(super) struct Scope<'a> {
     values: &'a BTreeMap<String, Value>,
     used: &'a RefCell<BTreeSet<String>>,
+    images: &'a Path,
 }
 
 impl Scope<'_> {
@@ -259,6 +298,25 @@ impl Scope<'_> {
     /// The text of `field` with its variables.
     pub(super) fn fill(&self, source: &Source, field: &str, text: &str) -> Result<String, FileFault> {
         template::fill(text, |name| self.value(name)).map_err(|error| source.fault(field, error.to_string()))
+    }
+
+    /// The same for all texts in a value.
+    pub(super) fn fill_value(
+        &self,
+        source: &Source,
+        field: &str,
+        value: &mut Value,
+    ) -> Result<(), FileFault> {
+        template::fill_value(value, field, &|name| self.value(name))
+            .map_err(|(field, error)| source.fault(field, error.to_string()))
+    }
+
+    /// Fails if there is nothing at `path`, and nothing will be.
+    pub(super) fn exists(&self, source: &Source, field: &str, path: &Path) -> Result<(), FileFault> {
+        if path.starts_with(self.images) {
+            return Ok(());
+        }
+        exists(source, field, path)
     }
 
     /// The same for a regular expression.
@@ -335,8 +393,7 @@ fn case(source: &Source, values: &[(String, Value)], scope: &Scope<'_>) -> Resul
 fn vm(source: &Source, values: &[(String, Value)], scope: &Scope<'_>) -> Result<VmSpec, FileFault> {
     let mut table = source.test.vm.clone();
     for (field, value) in &mut table {
-        template::fill_value(value, &format!("vm.{field}"), &|name| scope.value(name))
-            .map_err(|(field, error)| source.fault(field, error.to_string()))?;
+        scope.fill_value(source, &format!("vm.{field}"), value)?;
     }
     if table.contains_key("serial") {
         return Err(source.fault(
@@ -362,10 +419,10 @@ fn vm(source: &Source, values: &[(String, Value)], scope: &Scope<'_>) -> Result<
         let (path, message) = (error.path().to_string(), error.inner().message().to_owned());
         let from_matrix = values.iter().any(|(name, _)| *name == path);
         let within = if from_matrix { "matrix" } else { "vm" };
-        from_serde(source, &joined(within, &path), &message)
+        from_serde(source, within, &path, &message)
     })?;
     spec.take_paths_from(source.folder());
-    check(source, &spec)?;
+    check(source, &spec, scope)?;
     Ok(spec)
 }
 
@@ -387,7 +444,7 @@ fn base(source: &Source, base: &Value) -> Result<Table, FileFault> {
 }
 
 /// What is wrong with the VM wherever it is to run, and which of its files are not there.
-fn check(source: &Source, spec: &VmSpec) -> Result<(), FileFault> {
+fn check(source: &Source, spec: &VmSpec, scope: &Scope<'_>) -> Result<(), FileFault> {
     if let Err(faults) = spec::validate(spec, Limits::NONE)
         && let Some(fault) = faults.first()
     {
@@ -406,13 +463,13 @@ fn check(source: &Source, spec: &VmSpec) -> Result<(), FileFault> {
         .into_iter()
         .filter_map(|(field, path)| Some((field.to_owned(), path.as_ref()?)));
     for (field, path) in files.chain(disks) {
-        exists(source, &field, path)?;
+        scope.exists(source, &field, path)?;
     }
     Ok(())
 }
 
 /// Fails if there is nothing at `path`.
-pub(super) fn exists(source: &Source, field: &str, path: &Path) -> Result<(), FileFault> {
+fn exists(source: &Source, field: &str, path: &Path) -> Result<(), FileFault> {
     match path.metadata() {
         Ok(data) if data.is_dir() => {
             Err(source.fault(field, format!("{}: it is a folder; name a file", path.display())))
@@ -436,8 +493,8 @@ fn joined(field: &str, path: &str) -> String {
     }
 }
 
-fn from_serde(source: &Source, field: &str, message: &str) -> FileFault {
-    let ParseError { field, message, .. } = ParseError::from_serde(1, field.to_owned(), message);
+pub(super) fn from_serde(source: &Source, field: &str, path: &str, message: &str) -> FileFault {
+    let ParseError { field, message, .. } = ParseError::from_serde(1, joined(field, path), message);
     source.fault(field.unwrap_or_default(), message)
 }
 

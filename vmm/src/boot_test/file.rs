@@ -14,6 +14,7 @@ use toml::{Table, Value};
 
 use super::faults::KernelFault;
 use super::place;
+use crate::image::BuildOptions;
 use crate::spec::{self, ParseError, VmSpec, table};
 
 /// What a folder's test files end in.
@@ -55,6 +56,11 @@ pub struct TestFile {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, Vec<ScalarSchema>>")]
     pub matrix: Table,
+    /// Images that are made before the VMs run, each from directories and tar files, as `berth image build` does; where one is, the
+    /// variable `image.NAME` says. `output` is not for it; without a format, ext4.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, BuildOptions>")]
+    pub image: Table,
     /// The VM.
     #[serde(default)]
     #[schemars(with = "VmTable")]

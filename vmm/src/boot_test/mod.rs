@@ -7,6 +7,7 @@ pub mod expand;
 pub mod faults;
 pub mod file;
 mod image;
+pub mod images;
 pub mod pattern;
 mod place;
 pub mod plan;

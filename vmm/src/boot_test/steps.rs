@@ -2,7 +2,7 @@
 //! stands.
 #![forbid(unsafe_code)]
 
-use super::expand::{Scope, exists};
+use super::expand::Scope;
 use super::file::{FileFault, Source, StepTable};
 use super::pattern::Pattern;
 use super::plan::{Action, Button, ExitReason, FileCheck, ImageRef, Step};
@@ -306,7 +306,7 @@ impl Reader<'_> {
             return Err(self.fault("attach", "the image is missing; add image = \"FILE\""));
         };
         let image = self.source.folder().join(self.fill("image", image)?);
-        exists(self.source, &self.field("image"), &image)?;
+        self.scope.exists(self.source, &self.field("image"), &image)?;
         Ok(Action::Attach { disk, image })
     }
 

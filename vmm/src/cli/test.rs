@@ -15,8 +15,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::say::{complain, print};
-use crate::boot_test::expand::{self, Outside};
-use crate::boot_test::file::{self, Source};
+use crate::boot_test::expand::{self, Expanded, Outside};
+use crate::boot_test::file::{self, FileFault, Source};
+use crate::boot_test::images::Setup;
 use crate::boot_test::pattern::Pattern;
 use crate::boot_test::plan::Case;
 use crate::boot_test::report::terminal::{Look, Say, Terminal};
@@ -122,7 +123,12 @@ pub(super) fn run(args: &TestArgs) -> u8 {
 }
 
 fn run_or_refuse(args: &TestArgs) -> Result<u8, Refused> {
-    let cases = cases(args)?;
+    let output = output_path(args.output.as_deref())?;
+    let images = output.join(IMAGES);
+    let Expanded {
+        cases,
+        images: setups,
+    } = expanded(args, &images)?;
     if args.list {
         return Ok(print(&list(&cases)));
     }
@@ -133,7 +139,7 @@ fn run_or_refuse(args: &TestArgs) -> Result<u8, Refused> {
     let signals = Signals::take().map_err(|error| fault("a signal descriptor", &error))?;
     let cancel =
         EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|error| fault("an event descriptor", &error))?;
-    let output = output(args.output.as_deref())?;
+    make_output(&output, args.output.is_some())?;
     let options = Options {
         jobs: args.jobs.map_or_else(processors, usize::from),
         memory: schedule::available_memory() / 10 * 9,
@@ -147,7 +153,16 @@ fn run_or_refuse(args: &TestArgs) -> Result<u8, Refused> {
     let terminal = terminal(args, cases.len());
     let stopped = AtomicBool::new(false);
     let (verdicts, signal) = run_until_signal(&signals, &cancel, &stopped, || {
-        schedule::run(&cases, &options, &cancel, &stopped, &terminal)
+        make_images(&setups, &images, &stopped)?;
+        Ok(schedule::run(&cases, &options, &cancel, &stopped, &terminal))
+    })?;
+    if !args.keep {
+        // What is left behind is in nobody's way.
+        let _ = fs::remove_dir_all(&images);
+    }
+    let verdicts = verdicts.or_else(|fault: FileFault| {
+        let _ = fs::remove_dir(&output);
+        refuse::<Vec<Verdict>>(&fault)
     })?;
     let took = began.elapsed();
     terminal.summary(&verdicts, took);
@@ -231,7 +246,7 @@ fn run_until_signal<T: Send>(
 }
 
 /// All cases that the arguments mean, with nothing wrong in any of them.
-fn cases(args: &TestArgs) -> Result<Vec<Case>, Refused> {
+fn expanded(args: &TestArgs, images: &Path) -> Result<Expanded, Refused> {
     let mut flags = BTreeMap::new();
     for text in &args.var {
         let Some((name, value)) = text.split_once('=').filter(|(name, _)| !name.is_empty()) else {
@@ -253,8 +268,9 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Refused> {
     let outside = Outside {
         flags: &flags,
         environment: &|name| std::env::var(name).ok(),
+        images,
     };
-    let (mut cases, mut known) = (Vec::new(), BTreeSet::new());
+    let (mut all, mut known) = (Expanded::default(), BTreeSet::new());
     let mut seen = BTreeSet::new();
     for path in &args.paths {
         for path in file::find(path).or_else(|fault| refuse(&fault))? {
@@ -263,7 +279,10 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Refused> {
             }
             let source = Source::read(&path).or_else(|fault| refuse(&fault))?;
             known.extend(source.test.vars.keys().chain(source.test.matrix.keys()).cloned());
-            cases.extend(expand::expand(&source, &outside).or_else(|fault| refuse(&fault))?);
+            let Expanded { cases, images } =
+                expand::expand(&source, &outside).or_else(|fault| refuse(&fault))?;
+            all.cases.extend(cases);
+            all.images.extend(images);
         }
     }
     if let Some(name) = flags.keys().find(|name| !known.contains(*name)) {
@@ -278,16 +297,30 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Refused> {
         ));
     }
     if let Some(filter) = filter {
-        let all = cases.len();
-        cases.retain(|case| filter.is_in(case.name.as_bytes()));
-        if cases.is_empty() {
+        let count = all.cases.len();
+        all.cases.retain(|case| filter.is_in(case.name.as_bytes()));
+        if all.cases.is_empty() {
             let text = args.filter.as_deref().unwrap_or_default();
             return refuse(&format_args!(
-                "filter: {text:?} matches none of the {all} cases; --list prints their names"
+                "filter: {text:?} matches none of the {count} cases; --list prints their names"
             ));
         }
     }
-    Ok(cases)
+    Ok(all)
+}
+
+/// Makes the images that the files want made. Fails with what is wrong in a file.
+fn make_images(setups: &[Setup], folder: &Path, stopped: &AtomicBool) -> Result<(), FileFault> {
+    if setups.is_empty() {
+        return Ok(());
+    }
+    let failed = |setup: &Setup, error: io::Error| FileFault {
+        message: format!("{}: {error}", folder.display()),
+        ..setup.fault.clone()
+    };
+    fs::create_dir_all(folder).map_err(|error| failed(&setups[0], error))?;
+    let wanted = setups.iter().take_while(|_| !stopped.load(Ordering::Acquire));
+    wanted.into_iter().try_for_each(Setup::build)
 }
 
 fn list(cases: &[Case]) -> String {
@@ -328,40 +361,39 @@ fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The folder for the cases' folders, absolute and there.
-fn output(folder: Option<&Path>) -> Result<PathBuf, Refused> {
-    let made = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
-    let path = if let Some(folder) = folder {
-        let there = folder
-            .read_dir()
-            .is_ok_and(|mut entries| entries.next().is_some());
-        if there && !folder.join(MARK).exists() {
-            return refuse(&format_args!(
-                "output: {}: there is something in it that is not of an earlier run; name a new folder",
-                folder.display()
-            ));
-        }
-        made(folder)
-            .and_then(|()| fs::write(folder.join(MARK), ""))
-            .or_else(|error| refuse(&format_args!("output: {}: {error}", folder.display())))?;
-        folder.to_owned()
-    } else {
-        let number = rustix::process::getpid().as_raw_pid();
-        let path = std::env::temp_dir().join(format!("berth-test-{number}"));
-        // An empty one is of a process that had the number before.
-        let _ = fs::remove_dir(&path);
-        DirBuilder::new().mode(0o700).create(&path).or_else(|error| {
-            refuse(&format_args!(
-                "{}: {error}; name a folder with --output",
-                path.display()
-            ))
-        })?;
-        path
+/// Where the cases' folders will be, absolute.
+fn output_path(folder: Option<&Path>) -> Result<PathBuf, Refused> {
+    let number = rustix::process::getpid().as_raw_pid();
+    let path = match folder {
+        Some(folder) => folder.to_owned(),
+        None => std::env::temp_dir().join(format!("berth-test-{number}")),
     };
-    path.canonicalize()
-        .or_else(|error| refuse(&format_args!("output: {}: {error}", path.display())))
+    std::path::absolute(&path).or_else(|error| refuse(&format_args!("output: {}: {error}", path.display())))
 }
 
+/// Makes that folder.
+fn make_output(path: &Path, is_named: bool) -> Result<(), Refused> {
+    let make = |recursive: bool| DirBuilder::new().recursive(recursive).mode(0o700).create(path);
+    let shown = path.display();
+    if !is_named {
+        // An empty one is of a process that had the number before.
+        let _ = fs::remove_dir(path);
+        return make(false)
+            .or_else(|error| refuse(&format_args!("{shown}: {error}; name a folder with --output")));
+    }
+    let there = path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    if there && !path.join(MARK).exists() {
+        return refuse(&format_args!(
+            "output: {shown}: there is something in it that is not of an earlier run; name a new folder"
+        ));
+    }
+    make(true)
+        .and_then(|()| fs::write(path.join(MARK), ""))
+        .or_else(|error| refuse(&format_args!("output: {shown}: {error}")))
+}
+
+/// The folder for images that were made, in that folder.
+const IMAGES: &str = "images";
 /// What tells a folder of earlier runs from any other.
 const MARK: &str = ".berth-test";
 

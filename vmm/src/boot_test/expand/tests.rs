@@ -15,10 +15,12 @@ fn with(text: &str, flags: &[(&str, &str)]) -> Result<Vec<Case>, String> {
     let outside = Outside {
         flags: &flags,
         environment: &|name| (name == "SET").then(|| "from outside".to_owned()),
+        images: Path::new("/images"),
     };
     let text = text.replace("KERNEL", KERNEL);
     Source::parse(Path::new("folder/boot.test.toml"), text)
         .and_then(|source| expand(&source, &outside))
+        .map(|expanded| expanded.cases)
         .map_err(|fault| fault.to_string())
 }
 
@@ -109,14 +111,42 @@ fn a_base_file_is_below_the_fields_of_the_test() {
     let outside = Outside {
         flags: &BTreeMap::new(),
         environment: &|_| None,
+        images: Path::new("/images"),
     };
-    let spec = expand(&source, &outside).unwrap().remove(0).spec;
+    let spec = expand(&source, &outside).unwrap().cases.remove(0).spec;
     assert_eq!(
         (spec.cpus, spec.memory, spec.timeout),
         (3, ByteSize(1 << 30), None)
     );
     assert_eq!(spec.kernel, Some(folder.path().join("kernel")));
     assert_eq!(spec.serial, spec::SerialSpec::Stdio);
+}
+
+#[test]
+fn an_image_is_made_if_a_case_uses_it_and_its_path_is_a_variable() {
+    let text = "[vars]\nbase = \"rootfs\"\n[image.root]\nfrom = [\"${base}\", \"/layer.tar\"]\nowner = \"0:0\"\n\
+                [image.unused]\nfrom = [\"x\"]\n[vm]\ndisks = [{ path = \"${image.root}\" }]\n[[step]]\nexpect = \"x\"\n";
+    let source = Source::parse(Path::new("folder/a.test.toml"), text.to_owned()).unwrap();
+    let outside = Outside {
+        flags: &BTreeMap::new(),
+        environment: &|_| None,
+        images: Path::new("/images"),
+    };
+    let expanded = expand(&source, &outside).unwrap();
+    let [image] = expanded.images.as_slice() else {
+        panic!("{:?}", expanded.images);
+    };
+    assert_eq!(
+        image.options.from,
+        [Path::new("folder/rootfs"), Path::new("/layer.tar")]
+    );
+    assert!(image.options.output.to_string_lossy().ends_with("-root.ext4"));
+    assert_eq!(expanded.cases[0].spec.disks[0].path, image.options.output);
+    let error = image.build().unwrap_err().to_string();
+    assert!(
+        error.starts_with("folder/a.test.toml: line 3: image.root: "),
+        "{error}"
+    );
 }
 
 #[test]

@@ -39,15 +39,10 @@ impl Counts {
     }
 }
 
-/// A text with nothing in it that a terminal or a parser would obey: what guests say may hold anything.
+/// A text with nothing in it that a terminal or a parser would obey, or XML cannot hold: what guests say may be anything.
 pub(crate) fn clean(text: &str) -> String {
+    let unfit = |c: char| (c.is_control() && c != '\t') || matches!(c, '\u{fffe}' | '\u{ffff}');
     text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\t' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
+        .map(|c| if unfit(c) { '\u{fffd}' } else { c })
         .collect()
 }

@@ -1,0 +1,3 @@
+//! Any text as a file of boot tests.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_tests::fuzz::boot_test(data));

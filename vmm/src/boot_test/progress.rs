@@ -88,7 +88,7 @@ impl Progress {
     /// What its CPUs have done meanwhile, for a sentence.
     pub(super) fn cpus(&self) -> &'static str {
         let used = self.cpu[1].saturating_sub(self.cpu[0]);
-        if used * 2 > self.since.elapsed() {
+        if used * 8 > self.since.elapsed() {
             "its CPU was busy all the while"
         } else {
             "its CPU stood still"

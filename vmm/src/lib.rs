@@ -23,6 +23,7 @@ pub mod machine;
 mod memory;
 mod metrics;
 mod page_returner;
+mod ready;
 pub mod rotate;
 pub mod run;
 mod signals;

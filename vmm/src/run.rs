@@ -38,9 +38,7 @@ pub struct RunOptions {
     pub wait: bool,
     /// Go on from this snapshot instead of starting the machine.
     pub load: Option<LoadRequest>,
-    /// Whether a guest with a kernel of its own is to go on with one that was booted before, or kept when it says that it is ready.
-    pub warm: bool,
-    /// Whether the shipped guest must boot, instead of going on with one that was booted before.
+    /// Whether the guest must boot, instead of going on with one that was booted before.
     pub cold: bool,
     /// Whether the shipped guest is to take the standard streams for a terminal whatever they are.
     pub terminal: bool,
@@ -62,7 +60,6 @@ impl RunOptions {
             start,
             wait: false,
             load: None,
-            warm: false,
             cold: false,
             terminal: false,
             save_when_ready: None,
@@ -99,11 +96,12 @@ pub fn run<S>(
     machine.set_metadata(options.metadata);
     machine.set_terminal(options.terminal);
     let served = serve(handle)?;
+    machine.set_awaiting(options.save_when_ready.is_some());
     let cold = options.cold || options.save_when_ready.is_some();
     match &options.load {
         Some(load) => machine.load(load)?,
         None if options.wait => {}
-        None if options.warm && !cold => {
+        None if machine.spec().warm && !cold => {
             let faults = warm::unfit(machine.spec());
             match warm::entry(machine.spec()).filter(|_| faults.is_empty()) {
                 Some(entry) => machine.start_warm(entry)?,
@@ -152,6 +150,7 @@ enum Source {
     Stop,
     Room,
     Input,
+    Sign,
 }
 
 /// Serves calls, input and signals until there is a reason to stop.
@@ -207,7 +206,12 @@ fn control(
                         machine.guest_is_ready()?;
                     }
                 }
-                (Source::Stop | Source::Room | Source::Input, None) => {}
+                (Source::Sign, Some(live)) => {
+                    if live.sign.take_if(|sign| sign.has_come()).is_some() {
+                        live.vm.stop_cell().tell_ready();
+                    }
+                }
+                (Source::Stop | Source::Room | Source::Input | Source::Sign, None) => {}
             }
         }
     }
@@ -220,13 +224,19 @@ fn wait(live: Option<&mut Live>, inbox: &Inbox, signals: &Signals) -> Result<Opt
     let mut sources = vec![Source::Signal, Source::Call];
     let mut timeout = None;
     if let Some(live) = live {
-        let Live { vm, console, .. } = live;
+        let Live {
+            vm, console, sign, ..
+        } = live;
         console.input.deliver(|bytes| vm.com1().enqueue(bytes));
         fds.extend([event(vm.stop_cell().wake()), event(vm.com1().input_space())]);
         sources.extend([Source::Stop, Source::Room]);
         if let Some(source) = console.input.source() {
             fds.push(PollFd::from_borrowed_fd(source, PollFlags::IN));
             sources.push(Source::Input);
+        }
+        if let Some(sign) = sign {
+            fds.push(PollFd::new(sign, PollFlags::IN));
+            sources.push(Source::Sign);
         }
         timeout = match live.deadline.map(remaining) {
             Some(None) => return Ok(None),

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::guest::{self, Streams};
 use crate::snapshot::{HostFacts, SnapshotKind, SnapshotRequest, SnapshotTarget};
-use crate::spec::{Fault, SerialSpec, VmSpec};
+use crate::spec::{Fault, ReadySpec, SerialSpec, VmSpec};
 
 /// Bytes of disk that all entries together may take; the ones used longest ago go first.
 const MOST: u64 = 1 << 30;
@@ -108,8 +108,9 @@ pub fn entry(spec: &VmSpec) -> Option<Entry> {
 }
 
 fn key(spec: &VmSpec) -> Option<Key<'static>> {
-    // The shipped kernel with another root or command line may have no init that knows the protocol.
-    if spec.kernel.is_none() && (spec.initrd.is_some() || spec.cmdline_replace.is_some()) {
+    // The shipped kernel with another root or command line may have no init that knows the protocol, and another sign is not its init's.
+    let own = spec.initrd.is_some() || spec.cmdline_replace.is_some() || spec.ready != ReadySpec::Port;
+    if spec.kernel.is_none() && own {
         return None;
     }
     // An address that Berth makes is for one run only.
@@ -136,6 +137,7 @@ fn key(spec: &VmSpec) -> Option<Key<'static>> {
     spec.command = Vec::new();
     spec.serial = SerialSpec::default();
     spec.timeout = None;
+    spec.warm = false;
     spec.take_paths_from(&std::env::current_dir().ok()?);
     let program = fs::metadata("/proc/self/exe").ok()?;
     Some(Key {

@@ -9,9 +9,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use berth_tests::guests;
-use berth_tests::invocation::{Invocation, Running, run, script};
+use berth_tests::invocation::{Invocation, Running, berth, run, script};
 use berth_tests::noise;
 use tempfile::TempDir;
+
+use crate::codes;
 
 const MIB: usize = 1 << 20;
 /// Ports of the host's program and of the guest's server.
@@ -280,4 +282,31 @@ fn a_place_that_is_taken_is_refused_with_a_sentence() {
         "{outcome}"
     );
     assert_eq!(fs::read(place.path("v")).unwrap(), b"kept");
+}
+
+#[test]
+fn a_connection_says_that_a_guest_is_ready_and_a_restored_one_is_not_listened_for() {
+    let place = Place::new();
+    let saved = place.path("saved");
+    // How its connection ends is not the guest's concern.
+    let text = format!("/tmp/sockets connect {HOST} 1 0 || true; echo on");
+    let sign = format!("vsock={HOST}");
+    let outcome = place
+        .guest(&text)
+        .args(["--ready", &sign, "--snapshot-when-ready"])
+        .arg(&saved)
+        .finish();
+    assert_eq!(outcome.expect_code(0).out(), "");
+    let service = place.path(&format!("v_{HOST}"));
+    assert!(!service.exists(), "the socket goes with the sign");
+    // Somebody else's now.
+    let _listener = UnixListener::bind(&service).unwrap();
+    let outcome = berth(["run", "--restore"]).arg(&saved).finish();
+    assert!(outcome.expect_code(0).out().ends_with("on\n"), "{outcome}");
+    let refused = place.guest(&text).args(["--ready", &sign, "--cold"]).finish();
+    let sentence = refused.sentence(codes::USER);
+    assert!(
+        sentence.contains("ready: ") && sentence.contains("another program listens there"),
+        "{sentence}"
+    );
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use berth_tests::guests;
 use berth_tests::invocation::{Invocation, berth, run, tiny};
 
 use crate::codes;
@@ -102,4 +103,50 @@ fn any_kernel_that_says_when_it_is_ready_starts_warm_when_asked() {
         .arg(format!("--disk={}", disk.display()));
     let sentence = with_cache(writable, cache).finish().sentence(codes::USER);
     assert!(sentence.contains("add ,ro or leave out --warm"), "{sentence}");
+}
+
+#[test]
+fn a_line_on_the_console_says_that_a_guest_is_ready() {
+    let cache = tempfile::tempdir().unwrap();
+    let cache = cache.path();
+    for (restored, input) in [(false, "ab\x04"), (true, "xy\x04")] {
+        let run = tiny("echo").args(["--warm", "--ready", "line=^ready$", "--boot-timing"]);
+        let outcome = with_cache(run.input(input), cache).finish();
+        let said = outcome.expect_code(0).out();
+        // The line was said once, by the guest that booted.
+        assert_eq!(said.contains("ready"), !restored, "{said:?}");
+        assert!(said.ends_with(&input[..2]), "{said:?}");
+        assert_eq!(outcome.err().contains("read the snapshot"), restored, "{outcome}");
+        assert_eq!(listed(cache), 1);
+    }
+    // Another sign is another moment, and so another guest.
+    let other = tiny("echo")
+        .args(["--warm", "--ready", "line=read"])
+        .input("\x04");
+    with_cache(other, cache).finish().expect_code(0);
+    assert_eq!(listed(cache), 2);
+}
+
+#[test]
+fn a_file_says_that_its_guest_starts_warm_and_by_which_sign() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("vm.toml");
+    let text = format!(
+        "kernel = {:?}\ncmdline = \"do=echo\"\nwarm = true\nready = {{ line = \"^ready$\" }}\n",
+        guests::tiny()
+    );
+    fs::write(&file, text).unwrap();
+    let run = |more: &[&str]| {
+        let run = berth(["run", "--boot-timing", "--config"]).arg(&file).args(more);
+        let outcome = with_cache(run.input("a\x04"), place.path()).finish();
+        outcome.expect_code(0).err().contains("read the snapshot")
+    };
+    assert_eq!([run(&[]), run(&[]), run(&["--cold"])], [false, true, false]);
+    fs::write(&file, "ready = { line = \"(\" }\n").unwrap();
+    let outcome = berth(["run", "--config"]).arg(&file).finish();
+    let sentence = outcome.sentence(codes::USER);
+    assert!(
+        sentence.contains("ready: \"(\" is no regular expression"),
+        "{sentence}"
+    );
 }

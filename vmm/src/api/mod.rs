@@ -48,9 +48,9 @@ pub use configure::FIRECRACKER;
 pub use observe::MetricsWriter;
 pub use prepare::{Preparation, Prepared};
 pub use socket::SocketError;
+pub(crate) use socket::{SocketFile, listen};
 
 use self::server::Server;
-use self::socket::SocketFile;
 use crate::control::ControlHandle;
 
 /// Why there is no API.

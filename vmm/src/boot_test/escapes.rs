@@ -22,14 +22,14 @@ enum State {
 
 /// The stream's filter. It holds no text back: a byte passes when it comes or never.
 #[derive(Debug)]
-pub(super) struct Escapes {
+pub(crate) struct Escapes {
     state: State,
     length: usize,
 }
 
 impl Escapes {
     /// At the beginning of a stream.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             state: State::Text,
             length: 0,
@@ -37,7 +37,7 @@ impl Escapes {
     }
 
     /// Whether `byte` is text, and passes.
-    pub(super) fn passes(&mut self, byte: u8) -> bool {
+    pub(crate) fn passes(&mut self, byte: u8) -> bool {
         use State::{Control, Escape, Last, String, StringEscape, Text};
         let was = self.state;
         self.length = if was == Text { 0 } else { self.length + 1 };

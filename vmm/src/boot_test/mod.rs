@@ -2,7 +2,7 @@
 pub mod case;
 pub mod console;
 pub mod driven;
-mod escapes;
+pub(crate) mod escapes;
 pub mod expand;
 pub mod faults;
 pub mod file;

@@ -18,7 +18,8 @@ use super::test::{self, TestArgs};
 use crate::exit_code;
 use crate::logging::Filter;
 use crate::spec::{
-    BalloonSpec, ByteSize, ConsoleSpec, CpuList, DiskSpec, Entry, NetSpec, OptionError, SerialSpec, VsockSpec,
+    BalloonSpec, ByteSize, ConsoleSpec, CpuList, DiskSpec, Entry, NetSpec, OptionError, ReadySpec,
+    SerialSpec, VsockSpec,
 };
 
 /// Berth runs virtual machines on KVM.
@@ -376,7 +377,7 @@ pub struct RunArgs {
     /// interfaces lead now, all of them, in their order, --console the same for the ports of its console, and --vsock where its vsock
     /// does and what its CID is.
     #[arg(long, value_name = "DIR", help_heading = "Snapshot",
-        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "cmdline_base", "balloon", "rng", "assist", "io_threads", "io_poll", "vcpu_cpus", "io_cpus", "cold", "api_only", "dry_run", "command", "name", "detach"])]
+        conflicts_with_all = ["config", "cpus", "memory", "kernel", "entry", "initrd", "cmdline", "cmdline_replace", "cmdline_base", "balloon", "rng", "assist", "io_threads", "io_poll", "vcpu_cpus", "io_cpus", "ready", "cold", "api_only", "dry_run", "command", "name", "detach"])]
     pub restore: Option<PathBuf>,
 
     /// With --restore: read all of the memory first and compare its checksums
@@ -401,7 +402,7 @@ pub struct RunArgs {
 
     /// Save the machine in this directory when its guest says that it is ready, and end
     ///
-    /// A guest says so by writing 1 to port 0xf5.
+    /// How a guest says so stands at --ready.
     #[arg(long, value_name = "DIR", help_heading = "Snapshot")]
     pub snapshot_when_ready: Option<PathBuf>,
 
@@ -412,10 +413,17 @@ pub struct RunArgs {
 
     /// Go on with this kernel and these disks from where they were booted to before, or boot and keep them when they are ready
     ///
-    /// A guest says that it is ready by writing 1 to port 0xf5. Disks must be read-only. What is kept lies with that of the shipped
-    /// guest (see `berth cache`).
+    /// How a guest says so stands at --ready. Disks must be read-only. What is kept lies with that of the shipped guest (see
+    /// `berth cache`).
     #[arg(long, conflicts_with_all = ["cold", "restore", "snapshot_when_ready", "api_only"], help_heading = "Run")]
     pub warm: bool,
+
+    /// How the guest says that it is ready: it writes 1 to port 0xf5 (port), a regular expression matches what it writes to the first
+    /// serial port (line=REGEX), or it connects to this port of the host over its vsock (vsock=PORT) [default: port]
+    ///
+    /// --warm and --snapshot-when-ready wait for it, and `berth events` tells of it.
+    #[arg(long, value_name = "SIGN", value_parser = option(ReadySpec::from_option), help_heading = "Run")]
+    pub ready: Option<ReadySpec>,
 
     /// Boot the shipped guest, instead of going on with one that was booted before and kept (see `berth cache`)
     #[arg(long, help_heading = "Run")]

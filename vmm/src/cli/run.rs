@@ -89,7 +89,6 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
             verify: args.verify,
             handler: args.uffd.take(),
         }),
-        warm: args.warm,
         cold: args.cold,
         terminal: args.driven.is_some(),
         save_when_ready: args.snapshot_when_ready.take().map(SnapshotRequest::to),
@@ -259,6 +258,8 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         // Only files have it.
         serial_rate_limit: _,
         timeout,
+        warm,
+        ready,
         threads,
         assist,
     } = spec;
@@ -284,6 +285,8 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
     set(rng, args.rng);
     set(serial, args.serial);
     set(timeout, args.timeout.map(Some));
+    set(warm, args.warm.then_some(true));
+    set(ready, args.ready);
     set(&mut threads.io, args.io_threads);
     set(&mut threads.poll_us, args.io_poll);
     set(&mut threads.vcpu_cpus, given(args.vcpu_cpus));

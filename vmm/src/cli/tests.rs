@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::spec::tests::any_spec;
 use crate::spec::{
-    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, Limits, NetSpec, SerialSpec, ThreadsSpec, VsockSpec,
-    validate,
+    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, Limits, NetSpec, ReadySpec, SerialSpec, ThreadsSpec,
+    VsockSpec, validate,
 };
 
 fn parse<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<RunArgs, clap::Error> {
@@ -40,7 +40,7 @@ fn no_argument_is_the_guest_that_ships_with_berth() {
 #[test]
 fn each_flag_fills_its_field() {
     let text = "--cpus 4 --memory 2G --kernel k --entry pvh --initrd i --cmdline a=b --cmdline -c --cmdline-replace r --cmdline-base s \
-        --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --console socket=s,name=n --rng off --serial file=log --timeout 5 --io-threads 2 --io-poll 0 --vcpu-cpus 0-1 --io-cpus 1 --assist off -- sh -c true";
+        --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --console socket=s,name=n --rng off --serial file=log --timeout 5 --ready line=^up,$ --io-threads 2 --io-poll 0 --vcpu-cpus 0-1 --io-cpus 1 --assist off -- sh -c true";
     let expected = VmSpec {
         cpus: 4,
         cpu_template: None,
@@ -91,6 +91,8 @@ fn each_flag_fills_its_field() {
         serial: SerialSpec::File("log".into()),
         serial_rate_limit: None,
         timeout: Some(5),
+        warm: false,
+        ready: ReadySpec::Line("^up,$".to_owned()),
         threads: ThreadsSpec {
             io: 2,
             poll_us: 0,
@@ -256,6 +258,14 @@ fn help_has_examples_and_in_its_long_form_the_exit_codes() {
     assert!(long.contains(exit_code::HELP), "{long}");
 }
 
+fn ready_flag(ready: &ReadySpec) -> String {
+    match ready {
+        ReadySpec::Port => "--ready=port".to_owned(),
+        ReadySpec::Line(line) => format!("--ready=line={line}"),
+        ReadySpec::Vsock(port) => format!("--ready=vsock={port}"),
+    }
+}
+
 /// The same VM by flags alone; `None` where a flag cannot say it.
 fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
     let double = |text: &str| text.replace(',', ",,");
@@ -290,6 +300,8 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
             .iter()
             .map(|text| format!("--cmdline-base={text}")),
     );
+    words.extend(spec.warm.then(|| "--warm".to_owned()));
+    words.push(ready_flag(&spec.ready));
     words.extend(spec.timeout.map(|seconds| format!("--timeout={seconds}")));
     if spec.rng_rate_limit.is_some()
         || spec.mmds.is_some()

@@ -40,9 +40,6 @@ pub struct Manner {
     /// Where its API listens, if not in its folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_socket: Option<PathBuf>,
-    /// Whether it goes on with its own kernel as booted before.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub warm: bool,
     /// Whether it boots at every start, instead of going on with a guest that was booted before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,

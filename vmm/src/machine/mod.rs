@@ -30,6 +30,7 @@ use crate::footprint;
 use crate::guest::{Launch, Streams};
 use crate::logging::LogLevel;
 use crate::metrics::VcpuCounters;
+use crate::ready::Awaited;
 use crate::spec::{self, Limits, SerialSpec, ValidSpec, VmSpec};
 use crate::stop::StopReason;
 use crate::timing::Timing;
@@ -72,6 +73,8 @@ pub struct Machine {
     warming: Option<Entry>,
     /// The shipped guest's console is a terminal although the standard streams are none.
     terminal: bool,
+    /// Somebody waits for the guest to say that it is ready even if it was saved before.
+    awaiting: bool,
 }
 
 /// What exists from the start on.
@@ -80,6 +83,8 @@ pub(crate) struct Live {
     pub(crate) console: Console,
     /// Restores the user's terminal when it is dropped.
     pub(crate) terminal: Option<RawTerminal>,
+    /// Where the guest is listened for, if it says by a connection that it is ready and has not yet.
+    pub(crate) sign: Option<Awaited>,
     /// When the guest is to be ended as hung.
     pub(crate) deadline: Option<Instant>,
     /// What was built.
@@ -98,6 +103,7 @@ impl Machine {
             metadata: Arc::default(),
             warming: None,
             terminal: false,
+            awaiting: false,
         }
     }
 
@@ -151,6 +157,11 @@ impl Machine {
         self.terminal = terminal;
     }
 
+    /// Has a restored guest be listened for as well, where its sign of being ready is a connection.
+    pub(crate) fn set_awaiting(&mut self, awaiting: bool) {
+        self.awaiting = awaiting;
+    }
+
     /// Where it is in its life.
     pub fn state(&self) -> MachineState {
         match &self.live {
@@ -188,6 +199,7 @@ impl Machine {
         })?;
         let spec = spec::validate(&self.spec, Limits::of_host(&self.spec)).map_err(MachineError::Faults)?;
         metadata::load(&spec, &self.metadata)?;
+        let sign = Awaited::of(&spec).map_err(|fault| MachineError::Faults(vec![fault]))?;
         let launch = Launch {
             streams: self.streams(&spec),
             wait,
@@ -203,6 +215,7 @@ impl Machine {
             vm,
             console,
             terminal,
+            sign,
             deadline: deadline(&spec, self.timing.start()),
             spec,
         });

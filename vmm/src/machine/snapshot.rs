@@ -10,6 +10,7 @@ use super::{Live, Machine, MachineError, MachineState, deadline, metadata, take_
 use crate::events::EventKind;
 use crate::footprint;
 use crate::guest::Streams;
+use crate::ready::Awaited;
 use crate::snapshot::{
     self, Found, HostFacts, SnapshotError, SnapshotReport, SnapshotRequest, SnapshotTarget, Writing,
 };
@@ -91,6 +92,9 @@ impl Machine {
         let spec = overridden(&found, &request.overrides)?;
         let valid = spec::validate(&spec, Limits::of_host(&spec)).map_err(MachineError::Faults)?;
         metadata::load(&valid, &self.metadata)?;
+        // One that was saved when it was ready does not say so again, and its clones would be in each other's way.
+        let sign = self.awaiting.then(|| Awaited::of(&valid)).transpose();
+        let sign = sign.map_err(|fault| MachineError::Faults(vec![fault]))?.flatten();
         let saved = Saved {
             memory: match &request.handler {
                 Some(socket) => SavedMemory::Handler(socket.clone()),
@@ -115,6 +119,7 @@ impl Machine {
             vm,
             console,
             terminal,
+            sign,
             deadline: deadline(&valid, self.timing.start()),
             spec: valid,
         };

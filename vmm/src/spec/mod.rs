@@ -17,6 +17,7 @@ mod file;
 mod limit;
 mod mmds;
 mod options;
+mod ready;
 mod serial;
 mod size;
 pub(crate) mod table;
@@ -35,6 +36,7 @@ pub(crate) use file::{json, nearest_of, toml};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
 pub use mmds::{MmdsSpec, MmdsVersion};
 pub use options::OptionError;
+pub use ready::ReadySpec;
 pub use size::{ByteSize, SizeError};
 pub(crate) use table::Described;
 pub use threads::{CpuList, CpuListError, ThreadsSpec};
@@ -98,6 +100,10 @@ pub struct VmSpec {
     pub serial_rate_limit: Option<BandwidthSpec>,
     /// Seconds after which a guest that still runs is ended as hung; 0 or nothing means never.
     pub timeout: Option<u64>,
+    /// Whether a guest with a kernel of its own goes on from where it was booted to before, or is kept when it says that it is ready.
+    pub warm: bool,
+    /// How the guest says that it is ready.
+    pub ready: ReadySpec,
     /// The threads that run it.
     pub threads: ThreadsSpec,
     /// Whether to complete what this host's KVM cannot run itself, where it interprets guest kernels, and to tell Linux so.
@@ -128,6 +134,8 @@ impl Default for VmSpec {
             serial: SerialSpec::Stdio,
             serial_rate_limit: None,
             timeout: None,
+            warm: false,
+            ready: ReadySpec::Port,
             threads: ThreadsSpec::default(),
             assist: true,
         }

@@ -180,6 +180,14 @@ fn serial() -> impl Strategy<Value = SerialSpec> {
     ]
 }
 
+fn sign() -> impl Strategy<Value = ReadySpec> {
+    prop_oneof![
+        Just(ReadySpec::Port),
+        ".{0,20}".prop_map(ReadySpec::Line),
+        any::<u32>().prop_map(ReadySpec::Vsock),
+    ]
+}
+
 fn threads() -> impl Strategy<Value = ThreadsSpec> {
     let lists = || proptest::collection::vec("[0-9]{1,2}-99|[0-9]|1,7", 0..3);
     let lists = || lists().prop_map(|lists| lists.iter().map(|list| list.parse().unwrap()).collect());
@@ -202,11 +210,11 @@ prop_compose! {
         cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        rng_rate_limit in limit(), (cpu_template, mmds, vsock, balloon, consoles) in (proptest::option::of(cpu_template()), proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64), threads in threads(),
+        rng_rate_limit in limit(), (cpu_template, mmds, vsock, balloon, consoles) in (proptest::option::of(cpu_template()), proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64), (warm, ready, threads) in (any::<bool>(), sign(), threads()),
     ) -> VmSpec {
         VmSpec {
             cpus, cpu_template, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, serial_rate_limit: rng_rate_limit.as_ref().and_then(|limit: &RateLimitSpec| limit.bandwidth.clone()), rng_rate_limit, serial, timeout, threads, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, serial_rate_limit: rng_rate_limit.as_ref().and_then(|limit: &RateLimitSpec| limit.bandwidth.clone()), rng_rate_limit, serial, timeout, warm, ready, threads, assist,
         }
     }
 }

@@ -138,6 +138,9 @@ pub fn validate(spec: &VmSpec, limits: Limits) -> Result<ValidSpec, Vec<Fault>> 
     if let Some(vsock) = &spec.vsock {
         faults.vsock(vsock);
     }
+    if let Some(fault) = spec.ready.fault(spec) {
+        faults.add("ready", fault);
+    }
     // Beyond their number, one sentence is more use than a thousand.
     if faults.device_count(spec) {
         faults.devices(spec);

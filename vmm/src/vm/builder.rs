@@ -31,8 +31,9 @@ use crate::irq::IrqLines;
 use crate::memory::image::{Image, Origin};
 use crate::memory::uffd::map_handled;
 use crate::memory::{self, MemoryError};
+use crate::ready::LineWatch;
 use crate::snapshot::Components;
-use crate::spec::{self, CpuTemplateSpec, ThreadsSpec, ValidSpec, VmSpec};
+use crate::spec::{self, CpuTemplateSpec, ReadySpec, ThreadsSpec, ValidSpec, VmSpec};
 use crate::stop::{StopCell, StopReason};
 use crate::timing::Timing;
 use crate::vcpu::VcpuParts;
@@ -186,6 +187,8 @@ struct Outside {
     console: Console,
     panic: PanicMessage,
     outputs: Outputs,
+    /// The port for it is how the guest says that it is ready.
+    ready_by_port: bool,
     threads: ThreadsSpec,
 }
 
@@ -204,6 +207,7 @@ impl Outside {
             console.limit(limit.bucket());
         }
         let panic = PanicMessage::default();
+        watch_for_sign(&mut console, &spec.ready, &stop);
         let outputs = outputs(&mut console, shipped.then_some(streams), &panic, &stop)?;
         Ok(Self {
             stop,
@@ -211,6 +215,7 @@ impl Outside {
             console,
             panic,
             outputs,
+            ready_by_port: spec.ready == ReadySpec::Port,
             threads: spec.threads.clone(),
         })
     }
@@ -266,9 +271,10 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
         console,
         panic,
         outputs,
+        ready_by_port,
         threads,
     } = outside;
-    let events = ports::machine_events(stop.clone(), panic);
+    let events = ports::machine_events(stop.clone(), panic, ready_by_port);
     let ports = Ports::new(&lines, outputs, &events)?;
     // Only the shipped init raises OUT1.
     if facts.shipped && (facts.launch.wait || facts.launch.streams == Streams::Piped) {
@@ -462,6 +468,16 @@ fn enter_at(vcpu: &VcpuFd, memory: &Arc<Memory>, entry: BootEntry, size: u64) ->
     };
     boot_regs::write_tables(&**memory, entry, size.div_ceil(1 << 30))?;
     Ok(boot_regs::set_entry(vcpu, entry)?)
+}
+
+/// Looks on the console for the line by which the guest says that it is ready, if it is to.
+fn watch_for_sign(console: &mut Console, ready: &ReadySpec, stop: &Arc<StopCell>) {
+    // Validation has refused what is no pattern.
+    if let Ok(Some(pattern)) = ready.pattern() {
+        let output = std::mem::replace(&mut console.output, Box::new(std::io::sink()));
+        let stop = stop.clone();
+        console.output = Box::new(LineWatch::new(output, pattern, move || stop.tell_ready()));
+    }
 }
 
 /// The serial ports' outputs: the console, watched for panics; in the shipped guest the second port, for the errors of a

@@ -159,8 +159,8 @@ impl Ports {
     }
 }
 
-/// What the machine's own signs mean for the VM.
-pub(crate) fn machine_events(stop: Arc<StopCell>, panic: PanicMessage) -> MachineEvents {
+/// What the machine's own signs mean for the VM. `ready_by_port`: the port for it is how its guest says that it is ready.
+pub(crate) fn machine_events(stop: Arc<StopCell>, panic: PanicMessage, ready_by_port: bool) -> MachineEvents {
     Arc::new(move |event| {
         let reason = match event {
             MachineEvent::Shutdown => StopReason::Shutdown,
@@ -171,8 +171,9 @@ pub(crate) fn machine_events(stop: Arc<StopCell>, panic: PanicMessage) -> Machin
                 None => StopReason::Reset,
             },
             MachineEvent::Ready => {
-                tracing::debug!("the guest is ready");
-                stop.tell_ready();
+                if ready_by_port {
+                    stop.tell_ready();
+                }
                 return;
             }
             MachineEvent::Panicked | MachineEvent::CrashLoaded => StopReason::Panicked(panic.get()),

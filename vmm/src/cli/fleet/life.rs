@@ -112,7 +112,6 @@ fn manner(args: &RunArgs) -> Manner {
         log_level: args.log_level.as_ref().map(ToString::to_string),
         log_file: absolute(&args.log_file),
         api_socket: absolute(&args.api_sock),
-        warm: args.warm,
         cold: args.cold,
         snapshot_when_ready: absolute(&args.snapshot_when_ready),
     }

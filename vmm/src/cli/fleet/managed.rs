@@ -100,7 +100,6 @@ fn prepare(entry: &Entry) -> Result<Session, u8> {
 fn options(entry: &Entry, start: Instant) -> RunOptions {
     let manner = &entry.meta().manner;
     RunOptions {
-        warm: manner.warm,
         cold: manner.cold,
         terminal: false,
         save_when_ready: manner.snapshot_when_ready.clone().map(SnapshotRequest::to),

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release -p berth-tests --bin bench
 //! cargo run --release -p berth-tests --bin bench snapshot
+//! cargo run --release -p berth-tests --bin bench fork
 //! ```
 //!
 //! Prints a table in Markdown, or JSON with `--json`. Every figure comes from the release build, which it makes itself.
@@ -15,6 +16,7 @@
 //!   of the program. The first user instruction, init's, comes before both.
 #![forbid(unsafe_code)]
 
+mod fork;
 mod snapshot;
 
 use std::process::{Command, Stdio};
@@ -45,6 +47,7 @@ struct Options {
 
 #[derive(clap::Subcommand)]
 enum What {
+    Fork(fork::Options),
     Snapshot(snapshot::Options),
 }
 
@@ -96,8 +99,10 @@ impl Spread {
 
 fn main() {
     let options = Options::parse();
-    if let Some(What::Snapshot(options)) = &options.what {
-        return snapshot::main(options);
+    match &options.what {
+        Some(What::Fork(options)) => return fork::main(options),
+        Some(What::Snapshot(options)) => return snapshot::main(options),
+        None => {}
     }
     let report = Report {
         start: start(options.runs.max(1)),

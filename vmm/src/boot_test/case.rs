@@ -1,27 +1,28 @@
 //! One attempt at a case: a VM from its start to the test's end, step by step.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+mod disks;
+mod log;
+
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::log::Log;
 use super::console::{Alarm, Console, Mark};
 use super::faults::{FaultFinder, KernelFault};
-use super::image::Image;
 use super::pattern::Pattern;
-use super::plan::{Action, Button, Case, ExitReason, FileCheck, Hang, ImageRef, Step};
+use super::plan::{Action, Button, Case, ExitReason, Hang, Step};
 use super::process::{Begin, End, Process, Woken};
 use super::progress::Progress;
 use super::shell::{self, Exchange};
 use super::verdict::{Attempt, Failure, Kind, Marks, StepTime};
 use crate::spec::VmSpec;
 
-/// How much of a console is kept on disk.
-const LOG_MAX: u64 = 64 << 20;
 /// How long a guest that is in trouble may go on telling of it.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How long it may pause meanwhile.
@@ -121,7 +122,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn begin(case: &'a Case, around: &'a Around<'a>) -> Result<Self, Stop> {
         let folder = around.folder;
-        let spec = own_disks(&case.spec, folder)?;
+        let spec = disks::own(&case.spec, folder)?;
         let file = folder.join("vm.toml");
         let text = toml::to_string(&spec).map_err(|error| {
             Stop::failed(Kind::Refused, format!("the VM cannot be written down: {error}"))
@@ -386,88 +387,6 @@ impl<'a> Run<'a> {
         self.around.folder.join(format!("snapshot-{name}"))
     }
 
-    fn attach(&mut self, disk: usize, image: &Path, limit: Instant) -> Result<(), Stop> {
-        let spec = &self.spec.disks[disk];
-        let id = spec.id.clone().unwrap_or_else(|| format!("disk{}", disk + 1));
-        let image = if spec.read_only {
-            std::path::absolute(image)?
-        } else {
-            // The guest may write it, and the image is to stay as it is.
-            let copy = self
-                .around
-                .folder
-                .join(format!("attached-{id}-{}", self.commands));
-            self.commands += 1;
-            fs::copy(image, &copy)?;
-            copy
-        };
-        let body = json!({ "drive_id": id, "path_on_host": image });
-        self.call("PATCH", &format!("/drives/{id}"), Some(&body), limit)?;
-        self.attached[disk] = Some(image);
-        Ok(())
-    }
-
-    fn open(&self, image: &ImageRef) -> Result<Image, Stop> {
-        let opened = match image {
-            ImageRef::File(path) => Image::open(path, None),
-            ImageRef::Disk(at) => match &self.attached[*at] {
-                Some(path) => Image::open(path, None),
-                None => Image::open(
-                    &self.spec.disks[*at].path,
-                    self.spec.disks[*at].overlay.as_deref(),
-                ),
-            },
-        };
-        opened.map_err(|why| Stop::failed(Kind::Content, why))
-    }
-
-    fn file(&self, image: &ImageRef, path: &str, check: &FileCheck) -> Result<(), Stop> {
-        let wrong = |why: String| Err(Stop::failed(Kind::Content, why));
-        let found = self
-            .open(image)?
-            .file(path)
-            .map_err(|why| Stop::failed(Kind::Content, why))?;
-        match (check, found) {
-            (FileCheck::Absent, None) | (FileCheck::There, Some(_)) => Ok(()),
-            (FileCheck::Absent, Some(_)) => wrong(format!("{path} is there and should not be")),
-            (_, None) => wrong(format!("{path} is not there")),
-            (FileCheck::Contains(text), Some(bytes)) => {
-                let has = bytes
-                    .windows(text.len().max(1))
-                    .any(|window| window == text.as_bytes());
-                if has || text.is_empty() {
-                    return Ok(());
-                }
-                let holds = excerpt(&String::from_utf8_lossy(&bytes));
-                wrong(format!("{path} does not hold {text:?}{holds}"))
-            }
-            (FileCheck::Matches(pattern), Some(bytes)) if !pattern.is_in(&bytes) => {
-                let holds = excerpt(&String::from_utf8_lossy(&bytes));
-                wrong(format!("{path} does not match {pattern}{holds}"))
-            }
-            (FileCheck::Matches(_), Some(_)) => Ok(()),
-        }
-    }
-
-    fn bytes(&self, image: &ImageRef, offset: u64, wanted: &[u8]) -> Result<(), Stop> {
-        let mut found = vec![0; wanted.len()];
-        self.open(image)?.read_at(offset, &mut found).map_err(|error| {
-            Stop::failed(
-                Kind::Content,
-                format!("the bytes at {offset} cannot be read: {error}"),
-            )
-        })?;
-        if found == wanted {
-            return Ok(());
-        }
-        let message = format!(
-            "at {offset} there is \"{}\" instead of \"{}\"",
-            found.escape_ascii(),
-            wanted.escape_ascii()
-        );
-        Err(Stop::failed(Kind::Content, message))
-    }
-
     /// Asks the VM's API, and hears the guest meanwhile: one that cannot get rid of what it says cannot be paused.
     fn call(
         &mut self,
@@ -658,48 +577,5 @@ pub(crate) fn shown(time: Duration) -> String {
         format!("{} min", time.as_secs() / 60)
     } else {
         format!("{:.1} s", time.as_secs_f64())
-    }
-}
-
-/// The VM with absolute paths, and with overlays in `folder` for disks that the guest may write: the images stay as they are.
-fn own_disks(spec: &VmSpec, folder: &Path) -> io::Result<VmSpec> {
-    let mut spec = spec.clone();
-    spec.take_paths_from(&std::env::current_dir()?);
-    for (number, disk) in (1..).zip(&mut spec.disks) {
-        if !disk.read_only && disk.overlay.is_none() {
-            disk.overlay = Some(folder.join(format!("disk{number}.overlay")));
-        }
-    }
-    Ok(spec)
-}
-
-/// The console's log.
-struct Log {
-    file: File,
-    room: u64,
-}
-
-impl Log {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: File::create(path)?,
-            room: LOG_MAX,
-        })
-    }
-
-    /// A disk that is full costs the log, not the test.
-    fn write(&mut self, bytes: &[u8]) {
-        let count = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
-        if count > 0 {
-            let _ = self.file.write_all(&bytes[..count]);
-            self.room -= count as u64;
-            if self.room == 0 {
-                let _ = self.file.write_all(b"\n[Berth: the rest is left out]\n");
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        let _ = self.file.flush();
     }
 }

@@ -22,7 +22,6 @@ pub mod logging;
 pub mod machine;
 mod memory;
 mod metrics;
-mod net_user;
 mod page_returner;
 mod ready;
 pub mod rotate;

@@ -54,9 +54,6 @@ pub(crate) fn nets(spec: &VmSpec) -> Vec<NetworkInterface> {
     let interface = |(number, net): (usize, &NetSpec)| NetworkInterface {
         iface_id: net.name(number),
         host_dev_name: net.tap.clone(),
-        user: net.user,
-        publish: net.publish.clone(),
-        loopback: net.loopback,
         guest_mac: net.mac.clone(),
         mtu: None,
         rx_rate_limiter: limits::of(net.rx_rate_limit.as_ref()),
@@ -167,7 +164,7 @@ pub(crate) fn patch_drive(scene: &mut Scene<'_>, id: &str, change: PartialDrive)
         ..
     } = change;
     if let Some(path) = path_on_host {
-        let moved = handle.set_path(path.clone());
+        let moved = handle.set_path(&path);
         moved.map_err(|cause| ApiError::bad(format!("path_on_host: {cause}.")))?;
         scene.machine.note(|spec| spec.disks[at].path.clone_from(&path));
     }
@@ -190,25 +187,15 @@ pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) ->
             "Berth tells the guest the MTU of the tap; set it there (ip link set TAP mtu N) and leave it out";
         return Err(ApiError::lacks("mtu", what));
     }
-    if !net.user {
-        if net.host_dev_name.is_empty() {
-            return Err(ApiError::bad(
-                "host_dev_name: it is missing; name a tap of the host, or set user.".to_owned(),
-            ));
-        }
-        Tap::open(&net.host_dev_name).map_err(|cause| {
-            ApiError::bad(format!(
-                "host_dev_name: Could not create the network device: {cause}"
-            ))
-        })?;
-    }
+    Tap::open(&net.host_dev_name).map_err(|cause| {
+        ApiError::bad(format!(
+            "host_dev_name: Could not create the network device: {cause}"
+        ))
+    })?;
     amend(scene, |spec| {
         let net = NetSpec {
             id: Some(id.to_owned()),
             tap: net.host_dev_name,
-            user: net.user,
-            publish: net.publish,
-            loopback: net.loopback,
             mac: net.guest_mac,
             rx_rate_limit: limits::spec(net.rx_rate_limiter),
             tx_rate_limit: limits::spec(net.tx_rate_limiter),

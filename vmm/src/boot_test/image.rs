@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use berth_devices::virtio::blk::OverlayDisk;
+use berth_devices::virtio::blk::{FileOptions, ImageFormat, OverlayDisk, Qcow2Disk};
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
 /// A file that is longer than this is not looked into.
@@ -16,17 +16,29 @@ const FILE_MAX: u64 = 64 << 20;
 /// An image, with its overlay if it has one.
 pub(super) enum Image {
     Raw(File),
+    Qcow2(Box<Qcow2Disk>),
     Overlay(Box<OverlayDisk>),
 }
 
 impl Image {
     /// Opens it. The error is a sentence.
-    pub(super) fn open(path: &Path, overlay: Option<&Path>) -> Result<Self, String> {
+    pub(super) fn open(path: &Path, format: ImageFormat, overlay: Option<&Path>) -> Result<Self, String> {
+        let format = format.of(path).map_err(|error| error.to_string())?;
         match overlay {
+            None if format == ImageFormat::Qcow2 => {
+                let options = FileOptions {
+                    read_only: true,
+                    format,
+                    ..FileOptions::default()
+                };
+                Qcow2Disk::open(path, options)
+                    .map(|disk| Self::Qcow2(Box::new(disk)))
+                    .map_err(|error| error.to_string())
+            }
             None => File::open(path)
                 .map(Self::Raw)
                 .map_err(|error| format!("{}: {error}", path.display())),
-            Some(overlay) => OverlayDisk::open(path, overlay)
+            Some(overlay) => OverlayDisk::open(path, format, overlay)
                 .map(|disk| Self::Overlay(Box::new(disk)))
                 .map_err(|error| error.to_string()),
         }
@@ -36,6 +48,7 @@ impl Image {
     pub(super) fn read_at(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
         match self {
             Self::Raw(file) => file.read_exact_at(to, offset),
+            Self::Qcow2(disk) => disk.read_at(offset, to),
             Self::Overlay(disk) => disk.read_at(offset, to),
         }
     }

@@ -198,22 +198,19 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", value_parser = str::parse::<ByteSize>, help_heading = "VM")]
     pub memory: Option<ByteSize>,
 
-    /// A raw image file or block device as a disk; repeatable
+    /// An image file or block device as a disk; repeatable
     ///
-    /// `ro` makes it read-only; with `overlay` the image stays as it is, and FILE keeps what the guest writes; `serial` is the number that the guest reads, at most 20 characters. `bandwidth` and `ops` limit
+    /// `ro` makes it read-only; `format` is raw (if nothing is said), qcow2, or detect to look at what the image begins with; with `overlay` the image stays as it is, and FILE keeps what the guest writes; `serial` is the number that the guest reads, at most 20 characters. `bandwidth` and `ops` limit
     /// bytes and requests a second. Write a comma in a name twice.
-    #[arg(long, value_name = "PATH[,ro][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
+    #[arg(long, value_name = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
     pub disk: Vec<DiskSpec>,
 
-    /// A network interface on a tap of the host, or by user-mode networking; repeatable
+    /// A network interface on a tap of the host; repeatable
     ///
     /// The tap must exist: ip tuntap add tap0 mode tap user $USER. With `create`, one that does not is made, which takes root's
     /// rights, and goes with the VM. Without a mac Berth makes one.
-    /// `user` takes no rights: the guest shares the host's network through passt, which must be installed. `publish` leads a port
-    /// of the host to one of the guest's, as 8080:80, 53:53/udp or 127.0.0.1:8080:80; repeatable. `loopback` has the guest reach the
-    /// host's own services at its gateway.
     /// `bandwidth` and `ops` limit bytes and frames a second, either way.
-    #[arg(long, value_name = "tap=NAME[,create]|user[,publish=HOST:GUEST]…[,loopback]; [,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
+    #[arg(long, value_name = "tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
     pub net: Vec<NetSpec>,
 
     /// Sockets between guest and host

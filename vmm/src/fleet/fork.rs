@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use berth_devices::virtio::blk::{DiskError, ImageFormat, Qcow2Disk};
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use serde_json::json;
@@ -101,11 +102,11 @@ impl Base {
 
     /// Makes the clones; they do not run yet.
     pub fn clone_vms(&self, fleet: &Fleet, clones: &Clones) -> Result<Vec<Entry>, FleetError> {
-        let nets = self.spec.nets.iter().filter(|net| !net.user).count();
+        let nets = self.spec.nets.len();
         if nets > 0 && clones.taps.len() != nets {
             return Err(FleetError::Fork {
                 why: format!(
-                    "the VM has {nets} network interface(s) on taps, and a tap serves one VM; give --tap that often, with {{}} for the \
+                    "the VM has {nets} network interface(s), and a tap serves one VM; give --tap that often, with {{}} for the \
                      clone's number, as in --tap tap{{}}"
                 ),
             });
@@ -144,16 +145,10 @@ impl Base {
         let home = fleet.vms().join(&name);
         let mut spec = self.spec.clone();
         spec.timeout = clones.timeout;
-        let mut taps = clones.taps.iter();
-        for (index, net) in spec.nets.iter_mut().enumerate() {
-            if net.user {
-                // The parent has its ports.
-                net.publish.clear();
-            } else if let Some(tap) = taps.next() {
-                net.tap = tap.replace("{}", &number.to_string());
-                net.create = true;
-                net.mac = Some(mac(fleet.root(), &name, index));
-            }
+        for (index, (net, tap)) in spec.nets.iter_mut().zip(&clones.taps).enumerate() {
+            net.tap = tap.replace("{}", &number.to_string());
+            net.create = true;
+            net.mac = Some(mac(fleet.root(), &name, index));
         }
         for (index, port) in spec.consoles.iter_mut().enumerate() {
             if port.socket.is_some() {
@@ -277,6 +272,28 @@ pub fn saved_spec(snapshot: &Path) -> Result<VmSpec, FleetError> {
     Ok(spec)
 }
 
+/// A copy of an image lies in another folder, where it must find what it stands on.
+fn stands_anywhere(disk: &DiskSpec) -> Result<(), FleetError> {
+    let failed = |cause: DiskError| FleetError::Fork {
+        why: cause.to_string(),
+    };
+    let format = disk.format.image();
+    // The VM that has it has checked the rest.
+    if format.of(&disk.path).map_err(failed)? != ImageFormat::Qcow2 {
+        return Ok(());
+    }
+    match Qcow2Disk::backing_name(&disk.path).map_err(failed)? {
+        Some(name) if name.is_relative() => Err(FleetError::Fork {
+            why: format!(
+                "{}: its backing file {} is named from its own folder, where a copy for clones does not lie; name it in full with qemu-img rebase -u, or attach the disk with an overlay",
+                disk.path.display(),
+                name.display()
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Freezes every disk that can be written, as it is now.
 fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
     let freeze_one = |(index, disk): (usize, &DiskSpec)| {
@@ -297,6 +314,7 @@ fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
                 ),
             });
         }
+        stands_anywhere(disk)?;
         let frozen = folder.join(image_name(index));
         copy(&disk.path, &frozen)?;
         // Bases and VMs lie in one file system.

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use berth_devices::virtio::blk::{Engine, FileOptions};
+use berth_devices::virtio::blk::{Engine, FileOptions, ImageFormat};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use super::limit::FlagLimit;
 use super::options::{key_value, lossy, set, split};
 use super::{OptionError, RateLimitSpec, table};
 
-pub(super) const FORM: &str = "PATH[,ro][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
+pub(super) const FORM: &str = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
 
 /// A disk (virtio-blk).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -21,8 +21,11 @@ pub struct DiskSpec {
     /// What the API calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// A raw image file or a block device.
+    /// An image file or a block device.
     pub path: PathBuf,
+    /// What the image's bytes mean.
+    #[serde(default)]
+    pub format: FormatSpec,
     /// A file that keeps what the guest writes, while the image stays as it is; made if it is not there.
     #[serde(default)]
     pub overlay: Option<PathBuf>,
@@ -52,6 +55,29 @@ pub struct DiskSpec {
     /// Limits to reading and writing.
     #[serde(default, deserialize_with = "table::optional")]
     pub rate_limit: Option<RateLimitSpec>,
+}
+
+/// What an image's bytes mean. It is never guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FormatSpec {
+    /// They are the disk's.
+    #[default]
+    Raw,
+    /// A qcow2 image, with the backing files that it names.
+    Qcow2,
+    /// A qcow2 image if it begins like one, else raw. Only for images that no guest has written as raw ones.
+    Detect,
+}
+
+impl FormatSpec {
+    pub(crate) fn image(self) -> ImageFormat {
+        match self {
+            Self::Raw => ImageFormat::Raw,
+            Self::Qcow2 => ImageFormat::Qcow2,
+            Self::Detect => ImageFormat::Detect,
+        }
+    }
 }
 
 /// When what the guest writes is safe from a crash of the host.
@@ -86,6 +112,7 @@ impl Default for DiskSpec {
         Self {
             id: None,
             path: PathBuf::new(),
+            format: FormatSpec::default(),
             overlay: None,
             read_only: false,
             serial: None,
@@ -119,7 +146,8 @@ impl DiskSpec {
             path,
             ..Self::default()
         };
-        let (mut queues, mut cache, mut engine, mut io_thread) = (None, None, None, None);
+        let (mut format, mut queues, mut cache) = (None, None, None);
+        let (mut engine, mut io_thread) = (None, None);
         let mut limit = FlagLimit::default();
         for part in parts {
             let (key, value) = key_value(&part);
@@ -132,6 +160,7 @@ impl DiskSpec {
                 (b"serial", Some(value)) => set(&mut disk.serial, value, "serial")?,
                 (b"overlay", Some(_)) if disk.overlay.is_some() => return Err(OptionError::Twice("overlay")),
                 (b"overlay", Some(value)) => disk.overlay = Some(PathBuf::from(OsStr::from_bytes(value))),
+                (b"format", Some(value)) => set(&mut format, value, "format")?,
                 (b"queues", Some(value)) => set(&mut queues, value, "queues")?,
                 (b"cache", Some(value)) => set(&mut cache, value, "cache")?,
                 (b"io-thread", Some(value)) => set(&mut io_thread, value, "io-thread")?,
@@ -150,6 +179,9 @@ impl DiskSpec {
         if let Some(thread) = io_thread {
             disk.io_thread = thread.parse().map_err(|_| OptionError::Number(thread))?;
         }
+        if let Some(value) = format {
+            disk.format = word("format", value, "raw, qcow2 and detect")?;
+        }
         if let Some(value) = cache {
             disk.cache = word("cache", value, "writeback and writethrough")?;
         }
@@ -165,6 +197,7 @@ impl DiskSpec {
         FileOptions {
             read_only: self.read_only,
             direct: self.direct,
+            format: self.format.image(),
             engine: match self.engine {
                 EngineSpec::Auto => Engine::Auto,
                 EngineSpec::IoUring => Engine::Ring,
@@ -223,6 +256,7 @@ mod tests {
         ] {
             assert_eq!(read(text), Ok(expected), "{text}");
         }
+        assert_eq!(read("a,format=qcow2").unwrap().format, FormatSpec::Qcow2);
         let used = read("a,queues=4,direct,engine=io_uring,cache=writethrough").unwrap();
         assert_eq!((used.queues, used.direct), (4, true));
         assert_eq!(
@@ -260,6 +294,10 @@ mod tests {
             (
                 "a,queues=x",
                 "\"x\" is not a number; give a whole number".to_owned(),
+            ),
+            (
+                "a,format=vmdk",
+                "format=vmdk is none of raw, qcow2 and detect; choose one of them".to_owned(),
             ),
             (
                 "a,engine=fast",

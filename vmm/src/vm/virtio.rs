@@ -8,12 +8,12 @@ use berth_arch::x86_64::layout;
 use berth_devices::Memory;
 use berth_devices::bus::Bus;
 use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PAGE};
-use berth_devices::virtio::blk::{Block, BlockConfig, DiskBackend, FileDisk, OverlayDisk, StaticDisk};
+use berth_devices::virtio::blk::{Block, BlockConfig, DiskBackend, OverlayDisk, StaticDisk, open_disk};
 use berth_devices::virtio::console::{Console, FilePort, NullPort, PortBackend, PortError, SocketPort};
 use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioTransport;
 use berth_devices::virtio::net::mmds::{MetadataStore, Mmds};
-use berth_devices::virtio::net::{Net, NetBackend, Tap};
+use berth_devices::virtio::net::{self, Net, NetBackend, Tap};
 use berth_devices::virtio::rng::Rng;
 use berth_devices::virtio::vsock::Vsock;
 use kvm_ioctls::VmFd;
@@ -25,9 +25,8 @@ use super::notifier::QueueNotify;
 use crate::guest;
 use crate::io_thread::{IoDevice, IoThread};
 use crate::irq::IrqLines;
-use crate::net_user;
 use crate::page_returner::ReturnPages;
-use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, NetSpec, RateLimitSpec, ThreadsSpec, VmSpec};
+use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, RateLimitSpec, ThreadsSpec, VmSpec};
 
 /// Devices that were opened, and the ways to them.
 #[derive(Default)]
@@ -59,8 +58,10 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
     }
     for (number, disk) in (1..).zip(&spec.disks) {
         let backend: Result<Box<dyn DiskBackend>, _> = match &disk.overlay {
-            Some(overlay) => OverlayDisk::open(&disk.path, overlay).map(|disk| Box::new(disk) as _),
-            None => FileDisk::open_with(&disk.path, disk.options()).map(|disk| Box::new(disk) as _),
+            Some(overlay) => {
+                OverlayDisk::open(&disk.path, disk.format.image(), overlay).map(|disk| Box::new(disk) as _)
+            }
+            None => open_disk(&disk.path, disk.options()),
         };
         let backend = backend.map_err(|cause| BuildError::Disk { number, cause })?;
         let config = BlockConfig {
@@ -76,14 +77,20 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         handles.disks.push((disk.id.clone(), handle));
     }
     for (number, net) in (1..).zip(&spec.nets) {
+        let tap = if net.create {
+            Tap::open_or_make(&net.tap)
+        } else {
+            Tap::open(&net.tap)
+        };
+        let tap = tap.map_err(|cause| BuildError::Net { number, cause })?;
         let mac = match net.mac_address() {
             Some(mac) => mac,
-            None => net.own_mac(number).map_err(|cause| BuildError::Host {
+            None => net::random_mac().map_err(|cause| BuildError::Host {
                 what: "random bytes",
                 cause,
             })?,
         };
-        let mut backend = network(number, net, mac)?;
+        let mut backend: Box<dyn NetBackend> = Box::new(tap);
         if let Some(config) = spec.mmds.as_ref().and_then(|mmds| mmds.on(number, net)) {
             backend = Box::new(Mmds::new(backend, config, metadata.clone()).map_err(descriptor)?);
         }
@@ -126,20 +133,6 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         list: devices,
         handles,
     })
-}
-
-/// What stands behind network interface `number`, from 1.
-fn network(number: usize, net: &NetSpec, mac: [u8; 6]) -> Result<Box<dyn NetBackend>, BuildError> {
-    if net.user {
-        let stream = net_user::start(net, mac).map_err(|cause| BuildError::UserNet { number, cause })?;
-        return Ok(Box::new(stream));
-    }
-    let tap = if net.create {
-        Tap::open_or_make(&net.tap)
-    } else {
-        Tap::open(&net.tap)
-    };
-    Ok(Box::new(tap.map_err(|cause| BuildError::Net { number, cause })?))
 }
 
 /// Raises how many descriptors the process may have to what it may raise it to: each connection of the guest's is one.

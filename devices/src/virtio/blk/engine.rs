@@ -39,8 +39,14 @@ pub(super) enum Job {
     WriteZeroes { offset: u64, len: u64, unmap: bool },
 }
 
+/// What operations are done to.
+pub(super) trait Work: Send + Sync + 'static {
+    /// Does an operation, however long it takes.
+    fn run(&self, operation: Operation<'_>) -> io::Result<()>;
+}
+
 impl Job {
-    fn hold(operation: &Operation<'_>) -> Self {
+    pub(super) fn hold(operation: &Operation<'_>) -> Self {
         let mut held = HeldIo::default();
         match operation {
             Operation::Read { offset, to } => {
@@ -64,9 +70,9 @@ impl Job {
     }
 
     /// Does it, however long it takes.
-    pub(super) fn run(&mut self, store: &Store) -> io::Result<()> {
+    pub(super) fn run(&mut self, work: &impl Work) -> io::Result<()> {
         let nothing = || io::Error::from(io::ErrorKind::InvalidInput);
-        store.run(match self {
+        work.run(match self {
             Self::Read { offset, to } => Operation::Read {
                 offset: *offset,
                 to: to.io().ok_or_else(nothing)?,

@@ -11,6 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{DiskBackend, Operation, SECTOR};
 use super::engine::{Engine, Jobs};
+use super::format::{ImageFormat, QCOW2_MAGIC};
+use super::qcow2::Qcow2Fault;
 use super::store::Store;
 
 /// Why a file cannot be a disk. Each is a sentence for the user.
@@ -112,6 +114,14 @@ pub enum DiskError {
         /// What the host said.
         cause: io::Error,
     },
+    /// Not a qcow2 image that can be used.
+    #[error("{path}: {why}", path = .path.display())]
+    Qcow2 {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: Box<Qcow2Fault>,
+    },
     /// Anything else.
     #[error("{path}: cannot be opened: {cause}", path = .path.display())]
     Open {
@@ -131,6 +141,8 @@ pub struct FileOptions {
     pub direct: bool,
     /// Who does the work.
     pub engine: Engine,
+    /// What its bytes mean.
+    pub format: ImageFormat,
 }
 
 /// A raw file or block device, locked against others as long as it lives.
@@ -166,6 +178,7 @@ impl FileDisk {
             read_only,
             direct,
             engine,
+            ..
         } = options;
         let file = open(&path, read_only)?;
         lock(&file, &path, read_only)?;
@@ -197,10 +210,10 @@ impl FileDisk {
     /// A guest may have written such bytes to its raw disk, so they are no reason to refuse it.
     fn warn_of_other_formats(&self) {
         let mut magic = [0; 4];
-        if self.file().read_exact_at(&mut magic, 0).is_ok() && &magic == b"QFI\xfb" {
+        if self.file().read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC {
             let path = self.path.display();
             tracing::warn!(
-                "{path}: looks like a qcow2 image, but is used as a raw one; qemu-img convert -O raw makes it one"
+                "{path}: looks like a qcow2 image, but is used as a raw one; say format=qcow2 if it is to be used as such"
             );
         }
     }
@@ -249,7 +262,7 @@ impl DiskBackend for FileDisk {
     }
 }
 
-fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {
+pub(super) fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {
     let failed = |cause: io::Error| {
         let path = path.to_owned();
         match cause.kind() {
@@ -289,14 +302,17 @@ fn open(path: &Path, read_only: bool) -> Result<File, DiskError> {
 /// The size of an open disk.
 fn measure(file: &File, path: &Path) -> Result<u64, DiskError> {
     let path = path.to_owned();
-    // Unlike the metadata's length this is right for block devices too.
-    let mut end = file;
-    match end.seek(SeekFrom::End(0)) {
+    match length(file) {
         Err(cause) => Err(DiskError::Open { path, cause }),
         Ok(0) => Err(DiskError::Empty { path }),
         Ok(size) if !size.is_multiple_of(SECTOR) => Err(DiskError::Size { path, size }),
         Ok(size) => Ok(size),
     }
+}
+
+/// The bytes of a file. Unlike its metadata's length this is right for block devices too.
+pub(super) fn length(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
 }
 
 /// Locks the whole file. The lock belongs to the open file, not to the process, so it also keeps two disks of one process

@@ -2,9 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use super::{Block, DiskBackend, DiskError, FileDisk, FileOptions};
+use super::{Block, DiskBackend, DiskError, FileOptions, open_disk};
 use crate::limiter::LimiterChange;
 use crate::virtio::mailbox::{Caller, DeviceGone};
 
@@ -36,16 +36,15 @@ impl BlockHandle {
 
     /// Takes the disk's bytes from the file at `path` from now on, and tells the guest its size. What the guest asked for
     /// before is finished first. The file that it has already is only measured anew.
-    pub fn set_path(&self, path: PathBuf) -> Result<(), BlockError> {
-        let same = path.clone();
+    pub fn set_path(&self, path: &Path) -> Result<(), BlockError> {
+        let same = path.to_owned();
         let known = self.caller.call(move |block| block.refresh(&same))?;
         let options = match known {
             Ok(()) => return Ok(()),
             Err(Refresh::Failed(cause)) => return Err(cause.into()),
             Err(Refresh::Other(options)) => options,
         };
-        let file = FileDisk::open_with(path, options)?;
-        self.replace(Box::new(file))
+        self.replace(open_disk(path, options)?)
     }
 
     /// Takes the disk's bytes from `backend` from now on, as [`set_path`](Self::set_path) does.

@@ -6,9 +6,11 @@
 mod backend;
 mod engine;
 mod file;
+mod format;
 mod handle;
 mod overlay;
 mod pool;
+mod qcow2;
 mod request;
 mod ring;
 mod store;
@@ -28,8 +30,10 @@ use virtio_bindings::bindings::virtio_blk::{
 pub use backend::{DiskBackend, Operation, SECTOR, StaticDisk};
 pub use engine::Engine;
 pub use file::{DiskError, FileDisk, FileOptions};
+pub use format::{ImageFormat, open_disk};
 pub use handle::{BlockError, BlockHandle};
 pub use overlay::OverlayDisk;
+pub use qcow2::{Qcow2Disk, Qcow2Fault};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 

@@ -19,7 +19,8 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use super::backend::{DiskBackend, Operation};
-use super::file::{self, DiskError, FileDisk};
+use super::file::{self, DiskError, FileOptions};
+use super::format::{Image, ImageFormat};
 use crate::virtio::queue::GuestIo;
 
 /// What an overlay begins with.
@@ -35,7 +36,7 @@ static ZEROES: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
 #[derive(Debug)]
 pub struct OverlayDisk {
     path: PathBuf,
-    base: FileDisk,
+    base: Image,
     file: File,
     size: u64,
     /// Where the clusters begin.
@@ -47,10 +48,15 @@ pub struct OverlayDisk {
 }
 
 impl OverlayDisk {
-    /// Opens the overlay at `path` of the disk at `base`, which is locked against writers. An overlay that is not there is
-    /// made.
-    pub fn open(base: &Path, path: &Path) -> Result<Self, DiskError> {
-        let base = FileDisk::open(base, true)?;
+    /// Opens the overlay at `path` of the disk at `base`, which is of a format and locked against writers. An overlay that is
+    /// not there is made.
+    pub fn open(base: &Path, format: ImageFormat, path: &Path) -> Result<Self, DiskError> {
+        let options = FileOptions {
+            read_only: true,
+            format,
+            ..Default::default()
+        };
+        let base = Image::open(base, options)?;
         let size = base.size();
         let failed = |cause| DiskError::Open {
             path: path.to_owned(),
@@ -121,10 +127,10 @@ impl OverlayDisk {
     }
 
     fn read(&mut self, offset: u64, mut to: GuestIo<'_>) -> io::Result<()> {
-        match self.uniform(offset, to.len()) {
-            Some(true) => to.read_exact_at(self.file.as_fd(), self.data + offset),
-            Some(false) => to.read_exact_at(self.base.file().as_fd(), offset),
-            None => {
+        match (self.uniform(offset, to.len()), &self.base) {
+            (Some(true), _) => to.read_exact_at(self.file.as_fd(), self.data + offset),
+            (Some(false), Image::Raw(base)) => to.read_exact_at(base.file().as_fd(), offset),
+            _ => {
                 let mut bounce = std::mem::take(&mut self.bounce);
                 let result = pieces(offset, to.len()).try_for_each(|(at, len)| {
                     let piece = &mut bounce[..len];
@@ -171,7 +177,7 @@ impl OverlayDisk {
         if self.has(offset / CLUSTER) {
             self.file.read_exact_at(to, self.data + offset)
         } else {
-            self.base.file().read_exact_at(to, offset)
+            self.base.read_at(offset, to)
         }
     }
 
@@ -199,8 +205,7 @@ impl OverlayDisk {
         let piece = &mut bounce[..whole as usize];
         let copied = self
             .base
-            .file()
-            .read_exact_at(piece, start)
+            .read_at(start, piece)
             .and_then(|()| self.file.write_all_at(piece, self.data + start));
         self.bounce = bounce;
         copied
@@ -339,7 +344,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::tests::write_then_read;
-    use super::super::{Block, BlockConfig};
+    use super::super::{Block, BlockConfig, FileDisk};
     use super::*;
     use crate::virtio::conformance::{self, Subject};
 
@@ -375,7 +380,7 @@ mod tests {
         let path = folder.path().join("overlay");
         conformance::run(&Subject {
             make: Box::new(move || {
-                let disk = OverlayDisk::open(&base, &path).unwrap();
+                let disk = OverlayDisk::open(&base, ImageFormat::Raw, &path).unwrap();
                 Box::new(Block::new(Box::new(disk), BlockConfig::default()))
             }),
             request: write_then_read(),
@@ -387,7 +392,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (base, mut model) = base(folder.path());
         let path = folder.path().join("overlay");
-        let mut disk = OverlayDisk::open(&base, &path).unwrap();
+        let mut disk = OverlayDisk::open(&base, ImageFormat::Raw, &path).unwrap();
         write(&mut disk, 1024, &[1; 512]);
         disk.flush().unwrap();
         model[1024..1536].fill(1);
@@ -395,14 +400,14 @@ mod tests {
         // As a crash would: nothing is settled, and the lock goes.
         disk.fresh = None;
         drop(disk);
-        assert!(contents(&OverlayDisk::open(&base, &path).unwrap()) == model);
+        assert!(contents(&OverlayDisk::open(&base, ImageFormat::Raw, &path).unwrap()) == model);
     }
 
     #[test]
     fn the_base_is_never_written_and_two_overlays_share_it() {
         let folder = tempfile::tempdir().unwrap();
         let (base, bytes) = base(folder.path());
-        let open = |name| OverlayDisk::open(&base, &folder.path().join(name)).unwrap();
+        let open = |name| OverlayDisk::open(&base, ImageFormat::Raw, &folder.path().join(name)).unwrap();
         let (mut one, mut other) = (open("one"), open("other"));
         write(&mut one, 0, &[1; 512]);
         write(&mut other, 0, &[2; 512]);
@@ -421,7 +426,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (base, _) = base(folder.path());
         let path = folder.path().join("overlay");
-        let refusal = || OverlayDisk::open(&base, &path).unwrap_err().to_string();
+        let refusal = || {
+            OverlayDisk::open(&base, ImageFormat::Raw, &path)
+                .unwrap_err()
+                .to_string()
+        };
         std::fs::write(&path, b"something else").unwrap();
         assert!(refusal().contains("is no overlay of Berth's"), "{}", refusal());
         assert_eq!(std::fs::read(&path).unwrap(), b"something else");
@@ -470,7 +479,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let (base, mut model) = base(folder.path());
             let path = folder.path().join("overlay");
-            let mut disk = OverlayDisk::open(&base, &path).unwrap();
+            let mut disk = OverlayDisk::open(&base, ImageFormat::Raw, &path).unwrap();
             for step in steps {
                 match step {
                     Step::Write(first, count, byte) => {
@@ -485,7 +494,7 @@ mod tests {
                     Step::Flush => disk.flush().unwrap(),
                     Step::Reopen => {
                         drop(disk);
-                        disk = OverlayDisk::open(&base, &path).unwrap();
+                        disk = OverlayDisk::open(&base, ImageFormat::Raw, &path).unwrap();
                     }
                 }
                 prop_assert!(contents(&disk) == model);

@@ -1,4 +1,4 @@
-//! A disk's work on threads, for hosts that refuse io_uring.
+//! A disk's work on threads, for hosts that refuse io_uring and for formats that need more than one call.
 
 #![forbid(unsafe_code)]
 
@@ -9,8 +9,7 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::engine::Job;
-use super::store::Store;
+use super::engine::{Job, Work};
 
 /// Threads of one disk: how many requests wait for the medium at once.
 const THREADS: usize = 4;
@@ -24,8 +23,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Threads that work on `store` and signal `event` after each job.
-    pub(super) fn new(store: &Arc<Store>, event: &Arc<EventFd>) -> io::Result<Self> {
+    /// Threads that do `work` and signal `event` after each job.
+    pub(super) fn new(work: &Arc<impl Work>, event: &Arc<EventFd>) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let (sender, done) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
@@ -37,10 +36,10 @@ impl Pool {
         };
         for number in 0..THREADS {
             let (queue, sender) = (queue.clone(), sender.clone());
-            let (store, event) = (store.clone(), event.clone());
+            let (work, event) = (work.clone(), event.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("disk{number}"))
-                .spawn(move || work(&queue, &store, &sender, &event))?;
+                .spawn(move || serve(&queue, &*work, &sender, &event))?;
             pool.threads.push(thread);
         }
         Ok(pool)
@@ -75,9 +74,9 @@ impl Drop for Pool {
     }
 }
 
-fn work(
+fn serve(
     queue: &Mutex<Receiver<(u16, Job)>>,
-    store: &Store,
+    work: &impl Work,
     done: &Sender<(u16, io::Result<()>)>,
     event: &EventFd,
 ) {
@@ -86,7 +85,7 @@ fn work(
         let Ok((token, mut job)) = next else {
             return;
         };
-        let result = job.run(store);
+        let result = job.run(work);
         // Guest memory is let go before anybody hears of the end.
         drop(job);
         if done.send((token, result)).is_err() {

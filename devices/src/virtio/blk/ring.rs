@@ -177,7 +177,7 @@ impl Ring {
                 self.push(token);
                 return None;
             }
-            Next::StoreZeroes => job.as_mut()?.run(&self.store),
+            Next::StoreZeroes => job.as_mut()?.run(&*self.store),
             Next::Done(result) => result,
         };
         self.jobs[usize::from(token)] = None;

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, fstatfs, statx}
 use rustix::io::Errno;
 
 use super::backend::Operation;
+use super::engine::Work;
 use crate::virtio::queue::GuestIo;
 
 /// What is written where a range must be zero and the file system cannot do it.
@@ -100,23 +101,6 @@ impl Store {
         }
     }
 
-    /// Does an operation, however long it takes.
-    pub(super) fn run(&self, operation: Operation<'_>) -> io::Result<()> {
-        match operation {
-            Operation::Read { offset, mut to } => {
-                let file = self.descriptor(to.segments(), offset);
-                to.read_exact_at(file, offset)
-            }
-            Operation::Write { offset, mut from } => {
-                let file = self.descriptor(from.segments(), offset);
-                from.write_all_at(file, offset)
-            }
-            Operation::Flush => self.file.sync_data(),
-            Operation::Discard { offset, len } => Ok(self.fallocate(PUNCH_HOLE, offset, len)?),
-            Operation::WriteZeroes { offset, len, unmap } => self.write_zeroes(offset, len, unmap),
-        }
-    }
-
     /// Does of an operation what needs no device. What is left of a transfer stays in it, at the offset it is left from.
     pub(super) fn run_now(&self, operation: &mut Operation<'_>) -> Now {
         match operation {
@@ -188,6 +172,24 @@ impl Store {
                 Err(Errno::INTR) => {}
                 result => return result,
             }
+        }
+    }
+}
+
+impl Work for Store {
+    fn run(&self, operation: Operation<'_>) -> io::Result<()> {
+        match operation {
+            Operation::Read { offset, mut to } => {
+                let file = self.descriptor(to.segments(), offset);
+                to.read_exact_at(file, offset)
+            }
+            Operation::Write { offset, mut from } => {
+                let file = self.descriptor(from.segments(), offset);
+                from.write_all_at(file, offset)
+            }
+            Operation::Flush => self.file.sync_data(),
+            Operation::Discard { offset, len } => Ok(self.fallocate(PUNCH_HOLE, offset, len)?),
+            Operation::WriteZeroes { offset, len, unmap } => self.write_zeroes(offset, len, unmap),
         }
     }
 }

@@ -135,7 +135,7 @@ pub(super) fn write_or_read() -> Request {
     requests(|number| u64::from(number / 2) % HALF + u64::from(number % 2) * HALF)
 }
 
-fn pattern(number: u32) -> [u8; SECTOR as usize] {
+pub(super) fn pattern(number: u32) -> [u8; SECTOR as usize] {
     [(number / 2 % (SECTORS / 2) as u32) as u8 ^ 0x5a; SECTOR as usize]
 }
 

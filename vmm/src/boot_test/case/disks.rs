@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
+use berth_devices::virtio::blk::ImageFormat;
 use serde_json::json;
 
 use super::{Run, Stop, excerpt};
@@ -37,11 +38,12 @@ impl Run<'_> {
 
     fn open(&self, image: &ImageRef) -> Result<Image, Stop> {
         let opened = match image {
-            ImageRef::File(path) => Image::open(path, None),
+            ImageRef::File(path) => Image::open(path, ImageFormat::Raw, None),
             ImageRef::Disk(at) => match &self.attached[*at] {
-                Some(path) => Image::open(path, None),
+                Some(path) => Image::open(path, self.spec.disks[*at].format.image(), None),
                 None => Image::open(
                     &self.spec.disks[*at].path,
+                    self.spec.disks[*at].format.image(),
                     self.spec.disks[*at].overlay.as_deref(),
                 ),
             },

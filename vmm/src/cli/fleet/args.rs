@@ -161,7 +161,7 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub name: Option<String>,
     /// Where a disk leads now, as berth run takes it; all of them, in their order, or none
-    #[arg(long, value_name = "PATH[,ro][,overlay=FILE][,serial=NAME]", value_parser = option(DiskSpec::from_option))]
+    #[arg(long, value_name = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME]", value_parser = option(DiskSpec::from_option))]
     pub disk: Vec<DiskSpec>,
     /// Where a network interface leads now, as berth run takes it; all of them, in their order, or none
     #[arg(long, value_name = "tap=NAME[,create][,mac=ADDRESS]", value_parser = option(NetSpec::from_option))]

@@ -67,7 +67,9 @@ fn qcow2(look: &Look<'_>) -> io::Result<Option<ImageInfo>> {
         backing_file: Some(String::from_utf8_lossy(&name).into_owned())
             .filter(|name| at != 0 && !name.is_empty()),
         features,
-        root: Root::no("disks are raw images; qemu-img convert -O raw makes one of it"),
+        root: Root::no(
+            "a root image is a raw one; give it as a disk with format=qcow2, or make a raw one with qemu-img convert -O raw",
+        ),
         ..ImageInfo::default()
     }))
 }
@@ -84,7 +86,7 @@ fn other_formats(look: &Look<'_>) -> io::Result<Option<ImageInfo>> {
     };
     Ok(Some(ImageInfo {
         kind,
-        root: Root::no("disks are raw images; qemu-img convert -O raw makes one of it"),
+        root: Root::no("disks are raw or qcow2 images; qemu-img convert -O raw makes one of it"),
         ..ImageInfo::default()
     }))
 }

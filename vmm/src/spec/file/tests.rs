@@ -34,7 +34,7 @@ fn each_fault_in_toml_has_its_line_field_and_remedy() {
         ),
         (
             "disks = [{ path = \"x\", ro = true }]",
-            "line 1: disks[0].ro: unknown field; the known ones are id, path, overlay, read_only, serial, queues, cache, direct, engine, io_thread, rate_limit",
+            "line 1: disks[0].ro: unknown field; the known ones are id, path, format, overlay, read_only, serial, queues, cache, direct, engine, io_thread, rate_limit",
         ),
         ("cpus = \"many\"", "line 1: cpus: \"many\" is not a whole number"),
         (
@@ -66,7 +66,7 @@ fn each_fault_in_toml_has_its_line_field_and_remedy() {
         ),
         (
             "nets = [[\"tap0\"]]",
-            "line 1: nets[0]: a list is not a network interface; give a table with its tap, or with user",
+            "line 1: nets[0]: a list is not a network interface; give a table with its tap",
         ),
         (
             "[disks]",

@@ -1,5 +1,6 @@
 //! Files as disks.
 
+use crate::virtio::blk::engine::Work;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use vm_memory::{Bytes, GuestAddress};

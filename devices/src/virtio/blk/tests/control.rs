@@ -51,7 +51,7 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    fn set_path(&self, path: PathBuf) -> Result<(), BlockError> {
+    fn set_path(&self, path: &Path) -> Result<(), BlockError> {
         self.machine.device.serve_while(|| self.handle.set_path(path))
     }
 
@@ -165,7 +165,7 @@ fn another_file_takes_the_place_of_the_first_and_the_guest_sees_its_size() {
     fs::write(&second, [0x77; 512 * 9]).unwrap();
     assert_eq!((bench.first_byte(), u64::from(bench.capacity())), (0, SECTORS));
     bench.machine.acknowledge();
-    bench.set_path(second).unwrap();
+    bench.set_path(&second).unwrap();
     assert_eq!(
         bench.machine.acknowledge() & 2,
         2,
@@ -183,10 +183,10 @@ fn the_same_file_is_measured_anew() {
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(512 * 1000).unwrap();
     assert_eq!(u64::from(bench.capacity()), SECTORS);
-    bench.set_path(path.clone()).unwrap();
+    bench.set_path(&path).unwrap();
     assert_eq!(bench.capacity(), 1000);
     file.set_len(700).unwrap();
-    let error = bench.set_path(path).unwrap_err();
+    let error = bench.set_path(&path).unwrap_err();
     assert!(
         error.to_string().contains("size 700 is not a multiple of 512"),
         "{error}"
@@ -202,7 +202,7 @@ fn a_file_that_cannot_be_a_disk_changes_nothing() {
         if let Some(content) = content {
             fs::write(&path, content).unwrap();
         }
-        assert!(bench.set_path(path).is_err(), "{name}");
+        assert!(bench.set_path(&path).is_err(), "{name}");
     }
     assert_eq!((bench.first_byte(), u64::from(bench.capacity())), (0, SECTORS));
 }

@@ -18,7 +18,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
         "Processors and memory",
         &["cpus", "memory", "huge-pages", "transparent-huge-pages"],
     ),
-    ("Devices", &["tun", "vhost", "io-uring"]),
+    ("Devices", &["tun", "passt", "vhost", "io-uring"]),
     ("Isolation and snapshots", &["landlock", "cgroups", "userfaultfd"]),
 ];
 

@@ -3,6 +3,10 @@
 //! They are read from the program's own mapping, so a start pays for the pages it touches and for nothing else. How its
 //! init is spoken to stands in `resources/guest/README.md`.
 
+use std::borrow::Cow;
+
+use crate::spec::VmSpec;
+
 /// Bytes at the start of a page, so that the pages that hold them hold little else.
 #[repr(C, align(4096))]
 struct Paged<B: ?Sized>(B);
@@ -56,17 +60,38 @@ pub(crate) struct Launch {
 
 impl Launch {
     /// What init gets behind ` -- ` on the kernel's command line.
-    pub(crate) fn words(self, command: &[String]) -> String {
+    pub(crate) fn words(self, spec: &VmSpec) -> String {
         if self.wait {
             "wait".to_owned()
         } else {
-            init_words(command, self.streams)
+            init_words(spec, self.streams)
         }
     }
 }
 
+/// Gets an address for each interface, then becomes the command.
+const WITH_ADDRESSES: &str = "ip link set $0 up; udhcpc -i $0 -nqt5 -T1 -s /usr/share/udhcpc/default.script >/dev/null 2>&1 || echo \"$0: no address by DHCP\" >&2; exec \"$@\"";
+
+/// The command of `spec` as the shipped guest is to run it: where user-mode networks are, after it has asked for its addresses.
+fn command(spec: &VmSpec, streams: Streams) -> Cow<'_, [String]> {
+    let mut command = Cow::Borrowed(&spec.command[..]);
+    for (number, _) in spec.nets.iter().enumerate().rev().filter(|(_, net)| net.user) {
+        if command.is_empty() {
+            command.to_mut().push("sh".to_owned());
+            if matches!(streams, Streams::Terminal { .. }) {
+                command.to_mut().push("-l".to_owned());
+            }
+        }
+        let before = ["sh", "-c", WITH_ADDRESSES].map(str::to_owned);
+        let before = before.into_iter().chain([format!("eth{number}")]);
+        command.to_mut().splice(..0, before);
+    }
+    command
+}
+
 /// What the shipped init gets behind ` -- `: how to run what. No command is a shell.
-pub(crate) fn init_words(command: &[String], streams: Streams) -> String {
+pub(crate) fn init_words(spec: &VmSpec, streams: Streams) -> String {
+    let command = &*command(spec, streams);
     let mut words = match streams {
         Streams::Terminal { rows, columns } => {
             let mut words = vec![format!("tty={rows}x{columns}")];
@@ -117,12 +142,35 @@ fn percent_encode(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::NetSpec;
+
+    fn run(command: &[&str]) -> VmSpec {
+        VmSpec {
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            ..VmSpec::default()
+        }
+    }
+
+    #[test]
+    fn a_user_mode_network_has_an_address_before_the_command_runs() {
+        let mut spec = run(&["true"]);
+        for net in ["user", "tap=t", "user"] {
+            spec.nets.push(NetSpec::from_option(net.as_ref()).unwrap());
+        }
+        let first = ["sh", "-c", WITH_ADDRESSES, "eth0"];
+        let last = ["sh", "-c", WITH_ADDRESSES, "eth2", "true"];
+        assert_eq!(*command(&spec, Streams::Piped), [&first[..], &last].concat());
+        spec.command.clear();
+        spec.nets.truncate(1);
+        let terminal = Streams::Terminal { rows: 0, columns: 0 };
+        assert_eq!(*command(&spec, terminal), [&first[..], &["sh", "-l"]].concat());
+    }
 
     #[test]
     fn words_survive_the_kernels_splitting() {
-        let words = ["sh", "-c", "echo \"a b\" = $x", "", "é"].map(str::to_owned);
+        let spec = run(&["sh", "-c", "echo \"a b\" = $x", "", "é"]);
         assert_eq!(
-            init_words(&words, Streams::Piped),
+            init_words(&spec, Streams::Piped),
             "piped run=sh%00-c%00echo%20%22a%20b%22%20=%20%24x%00%00%c3%a9"
         );
     }
@@ -130,7 +178,7 @@ mod tests {
     #[test]
     fn no_command_is_a_shell_on_a_terminal() {
         let words = init_words(
-            &[],
+            &run(&[]),
             Streams::Terminal {
                 rows: 24,
                 columns: 80,
@@ -144,7 +192,7 @@ mod tests {
 
     #[test]
     fn no_command_with_pipes_is_a_shell_that_reads_them() {
-        assert_eq!(init_words(&[], Streams::Piped), "piped run=sh");
+        assert_eq!(init_words(&run(&[]), Streams::Piped), "piped run=sh");
     }
 
     #[test]

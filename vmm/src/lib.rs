@@ -22,6 +22,7 @@ pub mod logging;
 pub mod machine;
 mod memory;
 mod metrics;
+mod net_user;
 mod page_returner;
 mod ready;
 pub mod rotate;

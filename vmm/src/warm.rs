@@ -114,7 +114,7 @@ fn key(spec: &VmSpec) -> Option<Key<'static>> {
         return None;
     }
     // An address that Berth makes is for one run only.
-    if spec.nets.iter().any(|net| net.mac.is_none()) {
+    if spec.nets.iter().any(|net| net.mac.is_none() && !net.user) {
         return None;
     }
     let disks = spec.disks.iter().map(|disk| (&disk.path, disk.read_only));
@@ -255,7 +255,7 @@ fn make_room(folder: &Path, most: u64) -> io::Result<u64> {
 }
 
 /// The line that a guest which waits is told: what to run and how, and what makes it one of its own.
-pub(crate) fn words(command: &[String], streams: Streams) -> io::Result<String> {
+pub(crate) fn words(spec: &VmSpec, streams: Streams) -> io::Result<String> {
     let mut random = [0; 48];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     let (entropy, machine_id) = random.split_at(32);
@@ -268,7 +268,7 @@ pub(crate) fn words(command: &[String], streams: Streams) -> io::Result<String> 
         hex::text(machine_id),
         now.as_secs(),
         now.subsec_nanos(),
-        guest::init_words(command, streams),
+        guest::init_words(spec, streams),
     ))
 }
 
@@ -357,7 +357,11 @@ mod tests {
 
     #[test]
     fn no_two_guests_are_told_the_same() {
-        let words = || words(&["true".to_owned()], Streams::Piped).unwrap();
+        let spec = VmSpec {
+            command: vec!["true".to_owned()],
+            ..VmSpec::default()
+        };
+        let words = || words(&spec, Streams::Piped).unwrap();
         let (one, other) = (words(), words());
         assert!(one.ends_with(" piped run=true\n"), "{one}");
         assert_ne!(one[..72], other[..72]);

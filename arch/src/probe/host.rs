@@ -3,8 +3,10 @@
 //! What is read from files is read below a root, so that tests bring their own.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::{Fact, syscalls};
@@ -17,6 +19,7 @@ pub fn facts(root: &Path) -> Vec<Fact> {
         huge_pages(root),
         transparent_huge_pages(root),
         tun(root),
+        passt(std::env::var_os("PATH").as_deref()),
         io_uring(root, syscalls::io_uring()),
         userfaultfd(syscalls::userfaultfd(false), || syscalls::userfaultfd(true)),
         landlock(syscalls::landlock_abi()),
@@ -105,6 +108,18 @@ fn tun(root: &Path) -> Fact {
             .advise("Give your user rights to /dev/net/tun, and have root make the tap for it (ip tuntap add mode tap user $USER)."),
         Err(error) => Fact::lacking("tun", format!("/dev/net/tun cannot be opened: {error}"))
             .advise("Load the module (modprobe tun) if guests shall have a network by tap."),
+    }
+}
+
+fn passt(path: Option<&OsStr>) -> Fact {
+    let name = "passt";
+    let found = path.iter().flat_map(std::env::split_paths).find(|folder| {
+        fs::metadata(folder.join(name)).is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0)
+    });
+    match found {
+        Some(folder) => Fact::ok(name, format!("{} is there", folder.join(name).display())),
+        None => Fact::warning(name, "not in PATH: no user-mode networks")
+            .advise("Install the package passt if guests shall have a network without root's rights."),
     }
 }
 

@@ -27,6 +27,7 @@ mod mmds;
 mod net;
 mod ports;
 mod snapshot;
+mod stream;
 mod vsock;
 
 /// A fuzz target.
@@ -50,6 +51,7 @@ pub const TARGETS: &[Target] = &[
     target("boot_test", boot_test, boot_tests),
     target("net", net, Vec::new),
     target("mmds", mmds, mmds::seeds),
+    target("stream", stream, stream::seeds),
     target("block", block, Vec::new),
     target("vsock", vsock, vsock::seeds),
     target("balloon", balloon, Vec::new),
@@ -321,6 +323,11 @@ hex = "55aa"
 /// Gives a network card's handlers requests, and frames from outside, made of the bytes.
 pub fn net(data: &[u8]) {
     net::run(data);
+}
+
+/// Gives a network card the bytes as a stream of frames.
+pub fn stream(data: &[u8]) {
+    stream::run(data);
 }
 
 /// Gives the metadata service on a network card segments made of the bytes.

@@ -26,6 +26,7 @@ mod io_guest;
 mod linux;
 mod mmds;
 mod net;
+mod net_user;
 mod shipped;
 mod snapshot;
 mod streams;

@@ -54,6 +54,9 @@ pub(crate) fn nets(spec: &VmSpec) -> Vec<NetworkInterface> {
     let interface = |(number, net): (usize, &NetSpec)| NetworkInterface {
         iface_id: net.name(number),
         host_dev_name: net.tap.clone(),
+        user: net.user,
+        publish: net.publish.clone(),
+        loopback: net.loopback,
         guest_mac: net.mac.clone(),
         mtu: None,
         rx_rate_limiter: limits::of(net.rx_rate_limit.as_ref()),
@@ -187,15 +190,25 @@ pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) ->
             "Berth tells the guest the MTU of the tap; set it there (ip link set TAP mtu N) and leave it out";
         return Err(ApiError::lacks("mtu", what));
     }
-    Tap::open(&net.host_dev_name).map_err(|cause| {
-        ApiError::bad(format!(
-            "host_dev_name: Could not create the network device: {cause}"
-        ))
-    })?;
+    if !net.user {
+        if net.host_dev_name.is_empty() {
+            return Err(ApiError::bad(
+                "host_dev_name: it is missing; name a tap of the host, or set user.".to_owned(),
+            ));
+        }
+        Tap::open(&net.host_dev_name).map_err(|cause| {
+            ApiError::bad(format!(
+                "host_dev_name: Could not create the network device: {cause}"
+            ))
+        })?;
+    }
     amend(scene, |spec| {
         let net = NetSpec {
             id: Some(id.to_owned()),
             tap: net.host_dev_name,
+            user: net.user,
+            publish: net.publish,
+            loopback: net.loopback,
             mac: net.guest_mac,
             rx_rate_limit: limits::spec(net.rx_rate_limiter),
             tx_rate_limit: limits::spec(net.tx_rate_limiter),

@@ -105,6 +105,9 @@ fn nets(
             )));
         };
         net.tap.clone_from(&other.host_dev_name);
+        net.user = false;
+        net.publish.clear();
+        net.loopback = false;
     }
     Ok(nets)
 }

@@ -205,12 +205,15 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
     pub disk: Vec<DiskSpec>,
 
-    /// A network interface on a tap of the host; repeatable
+    /// A network interface on a tap of the host, or by user-mode networking; repeatable
     ///
     /// The tap must exist: ip tuntap add tap0 mode tap user $USER. With `create`, one that does not is made, which takes root's
     /// rights, and goes with the VM. Without a mac Berth makes one.
+    /// `user` takes no rights: the guest shares the host's network through passt, which must be installed. `publish` leads a port
+    /// of the host to one of the guest's, as 8080:80, 53:53/udp or 127.0.0.1:8080:80; repeatable. `loopback` has the guest reach the
+    /// host's own services at its gateway.
     /// `bandwidth` and `ops` limit bytes and frames a second, either way.
-    #[arg(long, value_name = "tap=NAME[,create][,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
+    #[arg(long, value_name = "tap=NAME[,create]|user[,publish=HOST:GUEST]…[,loopback]; [,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
     pub net: Vec<NetSpec>,
 
     /// Sockets between guest and host

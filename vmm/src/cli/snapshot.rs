@@ -157,7 +157,7 @@ impl<'a> Info<'a> {
             line("disk", &format_args!("{}{access}", disk.path.display()));
         }
         for net in &spec.nets {
-            line("net", &format_args!("tap {}", net.tap));
+            line("net", &net.describe());
         }
         let names = self.components.iter();
         let names: Vec<_> = names

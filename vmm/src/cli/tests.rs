@@ -165,7 +165,7 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--net", "mac=x"],
-            "net: \"mac=x\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
+            "net: \"mac=x\" names no tap; write it as tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--serial", "stdout"],
@@ -266,6 +266,27 @@ fn ready_flag(ready: &ReadySpec) -> String {
     }
 }
 
+/// An interface as a flag.
+fn net_flag(net: &NetSpec) -> String {
+    let mac = net
+        .mac
+        .as_ref()
+        .map_or_else(String::new, |mac| format!(",mac={mac}"));
+    let create = if net.create { ",create" } else { "" };
+    let user = if net.user { ",user" } else { "" };
+    let loopback = if net.loopback { ",loopback" } else { "" };
+    let publish: Vec<_> = net
+        .publish
+        .iter()
+        .map(|port| format!(",publish={port}"))
+        .collect();
+    let publish = publish.concat();
+    format!(
+        "--net=tap={}{create}{user}{publish}{loopback}{mac},io-thread={}",
+        net.tap, net.io_thread
+    )
+}
+
 /// The same VM by flags alone; `None` where a flag cannot say it.
 fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
     let double = |text: &str| text.replace(',', ",,");
@@ -327,15 +348,7 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
         if net.rx_rate_limit.is_some() || net.tx_rate_limit.is_some() {
             return None;
         }
-        let mac = net
-            .mac
-            .as_ref()
-            .map_or_else(String::new, |mac| format!(",mac={mac}"));
-        let create = if net.create { ",create" } else { "" };
-        words.push(format!(
-            "--net=tap={}{create}{mac},io-thread={}",
-            net.tap, net.io_thread
-        ));
+        words.push(net_flag(net));
     }
     if let Some(vsock) = &spec.vsock {
         let path = vsock.path.to_str()?.replace(',', ",,");

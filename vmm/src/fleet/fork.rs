@@ -102,11 +102,11 @@ impl Base {
 
     /// Makes the clones; they do not run yet.
     pub fn clone_vms(&self, fleet: &Fleet, clones: &Clones) -> Result<Vec<Entry>, FleetError> {
-        let nets = self.spec.nets.len();
+        let nets = self.spec.nets.iter().filter(|net| !net.user).count();
         if nets > 0 && clones.taps.len() != nets {
             return Err(FleetError::Fork {
                 why: format!(
-                    "the VM has {nets} network interface(s), and a tap serves one VM; give --tap that often, with {{}} for the \
+                    "the VM has {nets} network interface(s) on taps, and a tap serves one VM; give --tap that often, with {{}} for the \
                      clone's number, as in --tap tap{{}}"
                 ),
             });
@@ -145,10 +145,16 @@ impl Base {
         let home = fleet.vms().join(&name);
         let mut spec = self.spec.clone();
         spec.timeout = clones.timeout;
-        for (index, (net, tap)) in spec.nets.iter_mut().zip(&clones.taps).enumerate() {
-            net.tap = tap.replace("{}", &number.to_string());
-            net.create = true;
-            net.mac = Some(mac(fleet.root(), &name, index));
+        let mut taps = clones.taps.iter();
+        for (index, net) in spec.nets.iter_mut().enumerate() {
+            if net.user {
+                // The parent has its ports.
+                net.publish.clear();
+            } else if let Some(tap) = taps.next() {
+                net.tap = tap.replace("{}", &number.to_string());
+                net.create = true;
+                net.mac = Some(mac(fleet.root(), &name, index));
+            }
         }
         for (index, port) in spec.consoles.iter_mut().enumerate() {
             if port.socket.is_some() {

@@ -39,7 +39,7 @@ pub struct Overrides {
     pub serial: Option<SerialSpec>,
     /// The time limit in seconds, counted from the restore.
     pub timeout: Option<u64>,
-    /// The network interfaces, in their order: the tap, and what else is given.
+    /// The network interfaces, in their order: where they lead, and what else is given.
     pub nets: Vec<NetSpec>,
     /// Where the ports of the console lead, in their order; the names stay.
     pub consoles: Vec<ConsoleSpec>,
@@ -150,10 +150,7 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
     if !overrides.nets.is_empty() {
         let (given, has) = (overrides.nets.len(), spec.nets.len());
         if given != has {
-            return Err(unfit(format!(
-                "it has {has} network interfaces, but {given} taps are given"
-            ))
-            .into());
+            return Err(unfit(format!("it has {has} network interfaces, but {given} are given")).into());
         }
         for (net, other) in spec.nets.iter_mut().zip(&overrides.nets) {
             lead_to(net, other);
@@ -194,10 +191,13 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
     Ok(spec)
 }
 
-/// Has a saved network interface lead to another's tap, with what else is given of it.
+/// Has a saved network interface lead where another does, with what else is given of it.
 fn lead_to(net: &mut NetSpec, other: &NetSpec) {
     net.tap.clone_from(&other.tap);
     net.create = other.create;
+    net.user = other.user;
+    net.publish.clone_from(&other.publish);
+    net.loopback = other.loopback;
     for (own, given) in [
         (&mut net.rx_rate_limit, &other.rx_rate_limit),
         (&mut net.tx_rate_limit, &other.tx_rate_limit),

@@ -3,14 +3,14 @@
 use super::{LoadRequest, Machine, MachineError, Overrides};
 use crate::guest::{self, Streams};
 use crate::snapshot::SnapshotTarget;
-use crate::spec::{self, Fault, Limits};
+use crate::spec::{self, Fault, Limits, VmSpec};
 use crate::warm::{self, Entry};
 
 /// Bytes of the words for a command that a waiting guest has room for, with what comes before them to spare.
 const COMMAND_MOST: usize = 64_000;
 
-fn check_command(command: &[String]) -> Result<(), MachineError> {
-    let bytes = guest::init_words(command, Streams::Piped).len();
+fn check_command(spec: &VmSpec) -> Result<(), MachineError> {
+    let bytes = guest::init_words(spec, Streams::Piped).len();
     if bytes <= COMMAND_MOST {
         return Ok(());
     }
@@ -24,7 +24,7 @@ fn check_command(command: &[String]) -> Result<(), MachineError> {
 impl Machine {
     /// Starts the guest from `entry` if it is there; otherwise boots it and keeps it there when it is ready.
     pub fn start_warm(&mut self, entry: Entry) -> Result<(), MachineError> {
-        check_command(&self.spec.command)?;
+        check_command(&self.spec)?;
         if let Some(from) = entry.snapshot() {
             match self.restore_warm(from) {
                 Ok(()) => return Ok(()),
@@ -105,7 +105,7 @@ impl Machine {
 
     /// Tells the waiting guest what to run.
     fn instruct(&mut self, streams: Streams) -> Result<(), MachineError> {
-        let line = warm::words(&self.spec.command, streams).map_err(|cause| MachineError::Host {
+        let line = warm::words(&self.spec, streams).map_err(|cause| MachineError::Host {
             what: "random bytes",
             cause,
         })?;

@@ -16,6 +16,7 @@ mod disk;
 mod file;
 mod limit;
 mod mmds;
+mod net;
 mod options;
 mod ready;
 mod serial;
@@ -35,6 +36,7 @@ pub use file::{FileError, Format, ParseError, parse, read};
 pub(crate) use file::{json, nearest_of, toml};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
 pub use mmds::{MmdsSpec, MmdsVersion};
+pub use net::{NetSpec, PublishError, PublishSpec};
 pub use options::OptionError;
 pub use ready::ReadySpec;
 pub use size::{ByteSize, SizeError};
@@ -168,9 +170,11 @@ impl VmSpec {
 
     /// Makes what a description may leave to Berth and what lasts as long as the VM: hardware addresses.
     pub fn fill_in(&mut self) -> std::io::Result<()> {
-        for net in self.nets.iter_mut().filter(|net| net.mac.is_none()) {
-            let mac = berth_devices::virtio::net::random_mac()?;
-            net.mac = Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
+        for (number, net) in (1..).zip(&mut self.nets) {
+            if net.mac.is_none() {
+                let mac = net.own_mac(number)?;
+                net.mac = Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
+            }
         }
         Ok(())
     }
@@ -195,53 +199,6 @@ pub enum Entry {
     Linux64,
     /// The PVH entry.
     Pvh,
-}
-
-/// A network interface (virtio-net).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NetSpec {
-    /// What the API calls it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
-    /// Name of the host's tap interface, which must exist if it is not to be made.
-    #[schemars(length(min = 1, max = 15))]
-    pub tap: String,
-    /// Whether a tap that does not exist is made and brought up. It goes with the VM.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub create: bool,
-    /// The guest's hardware address, as `02:00:00:00:00:01`; without it Berth makes one.
-    #[serde(default)]
-    pub mac: Option<String>,
-    /// The I/O thread that it belongs to, counted from 0.
-    #[serde(default)]
-    pub io_thread: u32,
-    /// Limits to what the guest receives.
-    #[serde(default, deserialize_with = "table::optional")]
-    pub rx_rate_limit: Option<RateLimitSpec>,
-    /// Limits to what the guest sends.
-    #[serde(default, deserialize_with = "table::optional")]
-    pub tx_rate_limit: Option<RateLimitSpec>,
-}
-
-impl NetSpec {
-    /// What it is called as interface `number`, from 1: one by a flag may have no id.
-    pub fn name(&self, number: usize) -> String {
-        self.id.clone().unwrap_or_else(|| format!("net{number}"))
-    }
-
-    /// The guest's hardware address, if one is given and it can be read.
-    pub fn mac_address(&self) -> Option<[u8; 6]> {
-        let mut bytes = self.mac.as_deref()?.split(':');
-        let mut address = [0; 6];
-        for byte in &mut address {
-            let digits = bytes
-                .next()
-                .filter(|digits| digits.len() == 2 && !digits.starts_with('+'))?;
-            *byte = u8::from_str_radix(digits, 16).ok()?;
-        }
-        bytes.next().is_none().then_some(address)
-    }
 }
 
 /// Where a serial port leads.

@@ -6,8 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use super::limit::FlagLimit;
-use super::{NetSpec, SerialSpec, SizeError};
+use super::{PublishError, SerialSpec, SizeError};
 
 /// Why a flag's short form cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +56,9 @@ pub enum OptionError {
     /// A context id that is none.
     #[error("{0:?} is not a context id; give a whole number, 3 or more")]
     Cid(String),
+    /// A published port that is none.
+    #[error(transparent)]
+    Publish(PublishError),
     /// Seconds that are none.
     #[error("{0:?} is not a number of seconds; give a whole number")]
     Seconds(String),
@@ -65,55 +67,7 @@ pub enum OptionError {
     Serial(String),
 }
 
-const NET_FORM: &str = "tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
 const SERIAL_FORM: &str = "stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER";
-
-impl NetSpec {
-    /// Reads `tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]`; the limits hold for either direction.
-    pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
-        let (mut tap, mut mac, mut limit) = (None, None, FlagLimit::default());
-        let (mut create, mut io_thread) = (false, None);
-        for part in split(text) {
-            let (key, value) = key_value(&part);
-            if limit.take(key, value)? {
-                continue;
-            }
-            match (key, value) {
-                (b"tap", Some(value)) => set(&mut tap, value, "tap")?,
-                (b"mac", Some(value)) => set(&mut mac, value, "mac")?,
-                (b"io-thread", Some(value)) => set(&mut io_thread, value, "io-thread")?,
-                (b"create", None) if create => return Err(OptionError::Twice("create")),
-                (b"create", None) => create = true,
-                (b"", None) => {}
-                _ => {
-                    return Err(OptionError::Unknown {
-                        option: lossy(&part),
-                        form: NET_FORM,
-                    });
-                }
-            }
-        }
-        let missing = || OptionError::Missing {
-            text: lossy(text),
-            what: "tap",
-            form: NET_FORM,
-        };
-        let limit = limit.finish();
-        let io_thread = match io_thread {
-            Some(thread) => thread.parse().map_err(|_| OptionError::Number(thread))?,
-            None => 0,
-        };
-        Ok(Self {
-            id: None,
-            tap: tap.ok_or_else(missing)?,
-            create,
-            mac,
-            io_thread,
-            rx_rate_limit: limit.clone(),
-            tx_rate_limit: limit,
-        })
-    }
-}
 
 impl SerialSpec {
     /// Reads `stdio`, `null`, `pty`, `file=PATH`, `socket=PATH` or `kept=FOLDER`. A path is taken as it is, commas included.
@@ -175,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::spec::{BandwidthSpec, ByteSize, DiskSpec, OpsSpec, RateLimitSpec};
+    use crate::spec::{BandwidthSpec, ByteSize, DiskSpec, NetSpec, OpsSpec, RateLimitSpec};
 
     fn net(tap: &str, mac: Option<&str>) -> NetSpec {
         NetSpec {
@@ -253,15 +207,15 @@ mod tests {
         for (sentence, expected) in [
             (
                 net(""),
-                "\"\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"\" names no tap; write it as tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("mac=x"),
-                "\"mac=x\" names no tap; write it as tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"mac=x\" names no tap; write it as tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("tap0"),
-                "unknown option \"tap0\"; it takes tap=NAME[,create][,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
+                "unknown option \"tap0\"; it takes tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (
                 serial("stdout"),

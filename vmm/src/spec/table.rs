@@ -24,7 +24,7 @@ impl Described for DiskSpec {
 }
 
 impl Described for NetSpec {
-    const WHAT: &str = "a network interface; give a table with its tap";
+    const WHAT: &str = "a network interface; give a table with its tap, or with user";
 }
 
 impl Described for MmdsSpec {

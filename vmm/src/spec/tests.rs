@@ -75,17 +75,33 @@ fn disk() -> impl Strategy<Value = DiskSpec> {
 
 fn net() -> impl Strategy<Value = NetSpec> {
     let mac = proptest::option::of("02(:[0-9a-f]{2}){5}");
-    ("[a-z0-9]{1,15}", any::<(bool, u32)>(), mac, limit(), limit()).prop_map(
-        |(tap, (create, io_thread), mac, rx_rate_limit, tx_rate_limit)| NetSpec {
-            id: None,
-            tap,
-            create,
-            mac,
-            io_thread,
-            rx_rate_limit,
-            tx_rate_limit,
-        },
+    let ports = ["80:80", "127.0.0.1:8080:80", "[::1]:53:53/udp"].map(|port| port.parse().unwrap());
+    let publish = proptest::sample::subsequence(ports.to_vec(), 0..=3);
+    let user = (any::<bool>(), publish, any::<bool>());
+    (
+        "[a-z0-9]{1,15}",
+        any::<(bool, u32)>(),
+        user,
+        mac,
+        limit(),
+        limit(),
     )
+        .prop_map(
+            |(tap, (create, io_thread), (user, publish, loopback), mac, rx_rate_limit, tx_rate_limit)| {
+                NetSpec {
+                    id: None,
+                    tap,
+                    create,
+                    user,
+                    publish,
+                    loopback,
+                    mac,
+                    io_thread,
+                    rx_rate_limit,
+                    tx_rate_limit,
+                }
+            },
+        )
 }
 
 fn console() -> impl Strategy<Value = ConsoleSpec> {

@@ -419,13 +419,25 @@ impl Faults {
         self.io_thread(&field, net.io_thread, spec);
         self.limit(&field, "rx_rate_limit", net.rx_rate_limit.as_ref());
         self.limit(&field, "tx_rate_limit", net.tx_rate_limit.as_ref());
+        self.mac(&field, net);
+        if net.user {
+            self.user_net(&field, net);
+            return;
+        }
+        if !net.publish.is_empty() || net.loopback {
+            let what = if net.loopback { "loopback" } else { "publish" };
+            self.add(
+                &field,
+                format!("{what} is for user-mode networks, and this one is on a tap; leave it out, or set user instead of tap"),
+            );
+        }
         let tap = &net.tap;
         // What Linux takes for an interface's name; a percent sign would make it a pattern.
         let usable = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
         if tap.is_empty() {
             self.add(
                 &field,
-                "the tap's name is empty; name a tap interface of the host, such as tap0",
+                "the tap's name is empty; name a tap interface of the host, such as tap0, or set user",
             );
         } else if tap.len() > TAP_NAME_MAX {
             self.add(
@@ -446,14 +458,26 @@ impl Faults {
                 format!("the tap's name {tap:?} holds {character:?}; name one such as tap0"),
             );
         }
+    }
+
+    fn user_net(&mut self, field: &str, net: &NetSpec) {
+        if !net.tap.is_empty() || net.create {
+            self.add(
+                field,
+                "it cannot be both on a tap and user-mode; leave out tap and create, or leave out user",
+            );
+        }
+    }
+
+    fn mac(&mut self, field: &str, net: &NetSpec) {
         let Some(mac) = &net.mac else { return };
         match net.mac_address() {
-            None => self.add(&field, format!("the mac {mac:?} is no hardware address; write it as 02:00:00:00:00:01")),
+            None => self.add(field, format!("the mac {mac:?} is no hardware address; write it as 02:00:00:00:00:01")),
             Some([0, 0, 0, 0, 0, 0]) => {
-                self.add(&field, format!("the mac {mac} means no address at all; give one such as 02:00:00:00:00:01"));
+                self.add(field, format!("the mac {mac} means no address at all; give one such as 02:00:00:00:00:01"));
             }
             Some([first, ..]) if first & 1 != 0 => self.add(
-                &field,
+                field,
                 format!("the mac {mac} is a multicast address; give one whose first byte is even, such as 02:00:00:00:00:01"),
             ),
             Some(_) => {}
@@ -464,7 +488,22 @@ impl Faults {
         for (index, net) in nets.iter().enumerate() {
             let field = format!("net {}", index + 1);
             let earlier = &nets[..index];
-            if let Some(other) = earlier.iter().position(|other| other.tap == net.tap) {
+            for (at, port) in net.publish.iter().enumerate() {
+                let others = earlier
+                    .iter()
+                    .flat_map(|other| &other.publish)
+                    .chain(&net.publish[..at]);
+                if let Some(other) = others.into_iter().find(|other| other.collides(port)) {
+                    self.add(
+                        &field,
+                        format!(
+                            "the host's port of {port} is published as {other} already; publish another one"
+                        ),
+                    );
+                }
+            }
+            let same_tap = |other: &NetSpec| !net.user && !other.user && other.tap == net.tap;
+            if let Some(other) = earlier.iter().position(same_tap) {
                 self.add(
                     &field,
                     format!(

@@ -423,7 +423,7 @@ fn command_line(spec: &VmSpec, launch: Launch, devices: usize, kind: HostKind) -
     }
     line.push(spec.cmdline.as_str());
     if shipped {
-        line.set_init_arguments(launch.words(&spec.command));
+        line.set_init_arguments(launch.words(spec));
     }
     line
 }

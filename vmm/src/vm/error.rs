@@ -19,6 +19,7 @@ use super::StateError;
 use crate::console::ConsoleError;
 use crate::irq::IrqError;
 use crate::memory::MemoryError;
+use crate::net_user::UserNetError;
 
 /// Why a VM cannot be built. Displays as a sentence for the user.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +73,14 @@ pub enum BuildError {
         /// What is wrong.
         cause: TapError,
     },
+    /// A user-mode network interface is wrong.
+    #[error("net {number}: {cause}")]
+    UserNet {
+        /// Which, from 1, in the spec's order.
+        number: usize,
+        /// What is wrong.
+        cause: UserNetError,
+    },
     /// The vsock is wrong.
     #[error("vsock: {0}")]
     Vsock(#[from] VsockError),
@@ -121,6 +130,7 @@ impl BuildError {
                 | Self::Boot(_)
                 | Self::Disk { .. }
                 | Self::Net { .. }
+                | Self::UserNet { .. }
                 | Self::Vsock(_)
                 | Self::Port { .. }
                 | Self::Console(_)

@@ -13,7 +13,7 @@ use berth_devices::virtio::console::{Console, FilePort, NullPort, PortBackend, P
 use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioTransport;
 use berth_devices::virtio::net::mmds::{MetadataStore, Mmds};
-use berth_devices::virtio::net::{self, Net, NetBackend, Tap};
+use berth_devices::virtio::net::{Net, NetBackend, Tap};
 use berth_devices::virtio::rng::Rng;
 use berth_devices::virtio::vsock::Vsock;
 use kvm_ioctls::VmFd;
@@ -25,8 +25,9 @@ use super::notifier::QueueNotify;
 use crate::guest;
 use crate::io_thread::{IoDevice, IoThread};
 use crate::irq::IrqLines;
+use crate::net_user;
 use crate::page_returner::ReturnPages;
-use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, RateLimitSpec, ThreadsSpec, VmSpec};
+use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, NetSpec, RateLimitSpec, ThreadsSpec, VmSpec};
 
 /// Devices that were opened, and the ways to them.
 #[derive(Default)]
@@ -77,20 +78,14 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         handles.disks.push((disk.id.clone(), handle));
     }
     for (number, net) in (1..).zip(&spec.nets) {
-        let tap = if net.create {
-            Tap::open_or_make(&net.tap)
-        } else {
-            Tap::open(&net.tap)
-        };
-        let tap = tap.map_err(|cause| BuildError::Net { number, cause })?;
         let mac = match net.mac_address() {
             Some(mac) => mac,
-            None => net::random_mac().map_err(|cause| BuildError::Host {
+            None => net.own_mac(number).map_err(|cause| BuildError::Host {
                 what: "random bytes",
                 cause,
             })?,
         };
-        let mut backend: Box<dyn NetBackend> = Box::new(tap);
+        let mut backend = network(number, net, mac)?;
         if let Some(config) = spec.mmds.as_ref().and_then(|mmds| mmds.on(number, net)) {
             backend = Box::new(Mmds::new(backend, config, metadata.clone()).map_err(descriptor)?);
         }
@@ -133,6 +128,20 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         list: devices,
         handles,
     })
+}
+
+/// What stands behind network interface `number`, from 1.
+fn network(number: usize, net: &NetSpec, mac: [u8; 6]) -> Result<Box<dyn NetBackend>, BuildError> {
+    if net.user {
+        let stream = net_user::start(net, mac).map_err(|cause| BuildError::UserNet { number, cause })?;
+        return Ok(Box::new(stream));
+    }
+    let tap = if net.create {
+        Tap::open_or_make(&net.tap)
+    } else {
+        Tap::open(&net.tap)
+    };
+    Ok(Box::new(tap.map_err(|cause| BuildError::Net { number, cause })?))
 }
 
 /// Raises how many descriptors the process may have to what it may raise it to: each connection of the guest's is one.

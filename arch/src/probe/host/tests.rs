@@ -145,3 +145,23 @@ fn an_empty_host_still_gives_every_fact() {
         ]
     );
 }
+
+#[test]
+fn passt_is_looked_for_in_every_folder_of_path() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = root(&[("one/passt", ""), ("two/passt", "")]);
+    let folders = ["one", "two"].map(|folder| host.path().join(folder));
+    let path = || std::env::join_paths(&folders).ok();
+    assert_eq!(
+        status_and_detail(&passt(path().as_deref())),
+        (Status::Warning, "not in PATH: no user-mode networks")
+    );
+    let program = host.path().join("two/passt");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let detail = format!("{} is there", program.display());
+    assert_eq!(
+        status_and_detail(&passt(path().as_deref())),
+        (Status::Ok, &*detail)
+    );
+    assert_eq!(passt(None).status, Status::Warning);
+}

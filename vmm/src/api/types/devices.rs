@@ -8,7 +8,7 @@ use berth_devices::virtio::net::mmds::DEFAULT_ADDRESS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Described, MmdsVersion, table};
+use crate::spec::{Described, MmdsVersion, PublishSpec, table};
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -85,8 +85,18 @@ pub(crate) struct PartialDrive {
 pub(crate) struct NetworkInterface {
     /// Its name, as in the path.
     pub(crate) iface_id: String,
-    /// The host's tap interface.
+    /// The host's tap interface; left out where `user` is set.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) host_dev_name: String,
+    /// Berth's own: the guest shares the host's network through passt instead of a tap.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) user: bool,
+    /// Berth's own: ports of the host that lead to the guest's, where `user` is set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) publish: Vec<PublishSpec>,
+    /// Berth's own: whether the guest reaches the host's loopback at its gateway, where `user` is set.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) loopback: bool,
     /// The guest's hardware address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) guest_mac: Option<String>,

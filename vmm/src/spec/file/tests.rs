@@ -66,7 +66,7 @@ fn each_fault_in_toml_has_its_line_field_and_remedy() {
         ),
         (
             "nets = [[\"tap0\"]]",
-            "line 1: nets[0]: a list is not a network interface; give a table with its tap",
+            "line 1: nets[0]: a list is not a network interface; give a table with its tap, or with user",
         ),
         (
             "[disks]",

@@ -139,7 +139,7 @@ fn each_fault_of_a_device_names_its_field_its_value_and_the_remedy() {
         ),
         (
             "nets = [{ tap = \"\" }]",
-            "net 1: the tap's name is empty; name a tap interface of the host, such as tap0",
+            "net 1: the tap's name is empty; name a tap interface of the host, such as tap0, or set user",
         ),
         (
             "nets = [{ tap = \"a-name-too-long-\" }]",
@@ -156,6 +156,22 @@ fn each_fault_of_a_device_names_its_field_its_value_and_the_remedy() {
         (
             "nets = [{ tap = \"..\" }]",
             "net 1: \"..\" cannot be the name of a tap; name one such as tap0",
+        ),
+        (
+            "nets = [{}]",
+            "net 1: the tap's name is empty; name a tap interface of the host, such as tap0, or set user",
+        ),
+        (
+            "nets = [{ tap = \"t\", user = true }]",
+            "net 1: it cannot be both on a tap and user-mode; leave out tap and create, or leave out user",
+        ),
+        (
+            "nets = [{ tap = \"t\", publish = [\"80:80\"] }]",
+            "net 1: publish is for user-mode networks, and this one is on a tap; leave it out, or set user instead of tap",
+        ),
+        (
+            "nets = [{ user = true, publish = [\"80:80\"] }, { user = true, publish = [\"1.2.3.4:80:81\"] }]",
+            "net 2: the host's port of 1.2.3.4:80:81 is published as 80:80 already; publish another one",
         ),
         (
             "nets = [{ tap = \"t\" }, { tap = \"t\" }]",

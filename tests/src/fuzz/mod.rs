@@ -26,6 +26,7 @@ mod image;
 mod mmds;
 mod net;
 mod ports;
+mod qcow2;
 mod snapshot;
 mod stream;
 mod vsock;
@@ -60,6 +61,7 @@ pub const TARGETS: &[Target] = &[
     target("snapshot", snapshot, snapshot::seeds),
     target("tar", tar, image::tars),
     target("image", image, image::images),
+    target("qcow2", qcow2, qcow2::seeds),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
@@ -124,6 +126,11 @@ pub fn rng(data: &[u8]) {
 pub fn block(data: &[u8]) {
     let disk = FileDisk::open(scratch(&[0; 30 * 512]), false).expect("it is a regular file");
     conformance::fuzz_queue(Box::new(Block::new(Box::new(disk), BlockConfig::default())), data);
+}
+
+/// Uses the bytes as a qcow2 image and as requests to it.
+pub fn qcow2(data: &[u8]) {
+    qcow2::run(data);
 }
 
 /// Gives the socket device packets, and host programs something to do, made of the bytes.

@@ -65,6 +65,46 @@ fn a_guest_reads_and_writes_disks_byte_for_byte() {
 }
 
 #[test]
+fn a_guest_reads_and_writes_a_qcow2_disk_that_stands_on_another() {
+    let (folder, _) = disk(4);
+    let qemu = |line: &str| {
+        let words = line.replace('@', folder.path().to_str().unwrap());
+        tools::run("qemu-img", words.split_whitespace());
+    };
+    qemu("convert -q -c -f raw -O qcow2 @/disk.img @/base.qcow2");
+    qemu("create -q -f qcow2 -b base.qcow2 -F qcow2 @/disk.qcow2");
+    let before = fs::read(folder.path().join("base.qcow2")).unwrap();
+    let sent = pattern(512 * 3, 5);
+    let outcome = script(
+        "set -e
+         cat >/tmp/input
+         dd if=/tmp/input of=/dev/vdb bs=512 seek=5000 conv=notrunc,fsync 2>/dev/null
+         dd if=/dev/vdb bs=512 skip=5000 count=3 iflag=direct 2>/dev/null | cmp - /tmp/input
+         dd if=/dev/vdb bs=64k count=8 iflag=direct 2>/dev/null | dd of=/dev/vdb bs=64k seek=16 conv=notrunc,fsync 2>/dev/null
+         cat /sys/block/vdb/size",
+    )
+    .args(["--disk", &format!("{}/disk.qcow2,format=qcow2", folder.path().display())])
+    .input(sent.clone())
+    .finish();
+    outcome.expect_code(0);
+    assert_eq!(outcome.out(), "8192\n", "{outcome}");
+
+    let mut expected = pattern(4 * MIB, 1);
+    expected.copy_within(..8 * 65536, 16 * 65536);
+    expected[5000 * 512..5000 * 512 + sent.len()].copy_from_slice(&sent);
+    qemu("check -q -f qcow2 @/disk.qcow2");
+    qemu("convert -q -f qcow2 -O raw @/disk.qcow2 @/found");
+    assert!(
+        fs::read(folder.path().join("found")).unwrap() == expected,
+        "it differs from what the guest wrote"
+    );
+    assert!(
+        fs::read(folder.path().join("base.qcow2")).unwrap() == before,
+        "what it stands on was written"
+    );
+}
+
+#[test]
 fn every_engine_stores_what_the_guest_writes() {
     // Not in memory: there the page cache is the medium, and nothing waits.
     let here = std::env::current_exe().unwrap();

@@ -136,6 +136,7 @@ fn an_empty_host_still_gives_every_fact() {
             "huge-pages",
             "transparent-huge-pages",
             "tun",
+            "passt",
             "io-uring",
             "userfaultfd",
             "landlock",

@@ -86,6 +86,7 @@ impl StopCell {
 
     /// The guest says that it is ready.
     pub fn tell_ready(&self) {
+        tracing::debug!("the guest is ready");
         self.ready.store(true, Ordering::Release);
         // As above.
         let _ = self.wake.write(1);

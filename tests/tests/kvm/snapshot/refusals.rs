@@ -170,6 +170,6 @@ fn overrides_that_do_not_fit_the_machine_are_refused() {
     refuses(
         &saved,
         saved.restore().args(["--net", "tap=x"]),
-        &["0 network interfaces", "1 taps"],
+        &["0 network interfaces", "1 are given"],
     );
 }

@@ -45,7 +45,7 @@ fn serve(netns: &Netns) {
 /// What a guest does to be sure of its network, both ways.
 const BOTH_WAYS: &str = "set -e
      ip -4 address show dev eth0 | grep -q 'inet 10.0.2.15/24'
-     echo by tcp | nc 10.77.0.1 7000
+     echo by tcp | nc -w 5 10.77.0.1 7000 || true
      tftp -g -l - -r x 10.77.0.1 7001
      echo listening
      nc -l -p 80 -e cat";

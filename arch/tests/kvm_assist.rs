@@ -5,6 +5,8 @@
 #[path = "assist/guest.rs"]
 mod guest;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use guest::{DATA, Guest, KERNEL, Label, USER_PAGES};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -100,18 +102,30 @@ fn an_interrupt_that_kvm_once_delivered_is_not_delivered_again() {
 
 #[test]
 fn kicks_at_any_moment_lose_no_system_call() {
-    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn take(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        TAKEN.fetch_add(1, Ordering::Relaxed);
+    }
     const CALLS: u64 = 5000;
     let signal = SIGRTMIN();
-    register_signal_handler(signal, nothing).unwrap();
+    register_signal_handler(signal, take).unwrap();
+    let mut sent = 0;
     for mut guest in guests(1) {
         let mut cpu = guest.cpus.remove(0);
         cpu.in_ring3(Label::Calls, 0, CALLS);
         let vcpu = std::thread::spawn(move || (cpu.run(), cpu));
         while !vcpu.is_finished() {
-            vcpu.kill(signal).unwrap();
-            std::thread::yield_now();
+            // Real-time signals queue: one at a time, and a pause of another length after each, or the vCPU does nothing
+            // but take them.
+            if TAKEN.load(Ordering::Relaxed) == sent {
+                vcpu.kill(signal).unwrap();
+                sent += 1;
+            }
+            for _ in 0..sent * 7919 % 10_000 {
+                std::hint::spin_loop();
+            }
         }
+        sent = TAKEN.load(Ordering::Relaxed);
         let (end, cpu) = vcpu.join().unwrap();
         assert_eq!(end, 0);
         assert_eq!(guest.word(DATA + 0x48), CALLS + 2, "calls that the kernel saw");

@@ -24,15 +24,10 @@ fn same_id(field: &str, path: &str, body: &str) -> Result<(), ApiError> {
     )))
 }
 
-/// The name of disk `number`, from 1, which one by a flag may not have.
-fn disk_id(number: usize, disk: &DiskSpec) -> String {
-    disk.id.clone().unwrap_or_else(|| format!("disk{number}"))
-}
-
 /// The disks as Firecracker describes them.
 pub(crate) fn drives(spec: &VmSpec, side: &Side) -> Vec<Drive> {
     let drive = |(number, disk): (usize, &DiskSpec)| {
-        let drive_id = disk_id(number, disk);
+        let drive_id = disk.name(number);
         let extra = side.drives.get(&drive_id).cloned().unwrap_or_default();
         Drive {
             drive_id,
@@ -151,7 +146,7 @@ pub(crate) fn patch_drive(scene: &mut Scene<'_>, id: &str, change: PartialDrive)
     let disks = &scene.machine.spec().disks;
     let at = (1..)
         .zip(disks)
-        .position(|(number, disk)| disk_id(number, disk) == id);
+        .position(|(number, disk)| disk.name(number) == id);
     let missing = || ApiError::bad(format!("drive_id: there is no drive {id:?}."));
     let at = at.ok_or_else(missing)?;
     let (_, handle) = scene

@@ -286,7 +286,7 @@ impl Reader<'_> {
     fn disk(&self, field: &str, text: &str) -> Result<usize, FileFault> {
         let names: Vec<_> = (1..)
             .zip(&self.spec.disks)
-            .map(|(number, disk)| disk.id.clone().unwrap_or_else(|| format!("disk{number}")))
+            .map(|(number, disk)| disk.name(number))
             .collect();
         if let Some(at) = names.iter().position(|name| name == text) {
             return Ok(at);

@@ -192,6 +192,11 @@ impl DiskSpec {
         Ok(disk)
     }
 
+    /// What it is called as disk `number`, from 1: one by a flag may have no id.
+    pub fn name(&self, number: usize) -> String {
+        self.id.clone().unwrap_or_else(|| format!("disk{number}"))
+    }
+
     /// How its file is used.
     pub(crate) fn options(&self) -> FileOptions {
         FileOptions {

@@ -17,7 +17,7 @@ use crate::spec::VmSpec;
 impl Run<'_> {
     pub(super) fn attach(&mut self, disk: usize, image: &Path, limit: Instant) -> Result<(), Stop> {
         let spec = &self.spec.disks[disk];
-        let id = spec.id.clone().unwrap_or_else(|| format!("disk{}", disk + 1));
+        let id = spec.name(disk + 1);
         let image = if spec.read_only {
             std::path::absolute(image)?
         } else {

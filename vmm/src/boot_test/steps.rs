@@ -2,6 +2,8 @@
 //! stands.
 #![forbid(unsafe_code)]
 
+use berth_arch::hex;
+
 use super::expand::Scope;
 use super::file::{FileFault, Source, StepTable};
 use super::pattern::Pattern;
@@ -362,7 +364,7 @@ impl Reader<'_> {
             (Some(text), None) => self.fill("bytes", text)?.into_bytes(),
             (None, Some(text)) => {
                 let text = self.fill("hex", text)?;
-                hex(&text).ok_or_else(|| {
+                hex::parse(&text.replace(' ', "")).ok_or_else(|| {
                     self.fault(
                         "hex",
                         format!("{text:?} is no row of hexadecimal digits, two for each byte"),
@@ -441,16 +443,4 @@ impl Reader<'_> {
         }
         Ok(())
     }
-}
-
-fn hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<_> = text.chars().filter(|c| *c != ' ').collect();
-    if !digits.len().is_multiple_of(2) {
-        return None;
-    }
-    let pairs = digits.chunks(2).map(|pair| {
-        let [high, low] = [pair[0].to_digit(16)?, pair[1].to_digit(16)?];
-        u8::try_from(high << 4 | low).ok()
-    });
-    pairs.collect()
 }

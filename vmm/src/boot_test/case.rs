@@ -21,6 +21,7 @@ use super::process::{Begin, End, Process, Woken};
 use super::progress::Progress;
 use super::shell::{self, Exchange};
 use super::verdict::{Attempt, Failure, Kind, Marks, StepTime};
+use crate::client;
 use crate::spec::VmSpec;
 
 /// How long a guest that is in trouble may go on telling of it.
@@ -200,7 +201,6 @@ impl<'a> Run<'a> {
             console.push(bytes);
         });
         self.console.drain();
-        self.log.flush();
         let lines = self.console.last_lines();
         stop.map(|stop| match stop {
             Stop::Failed(failure) => Stop::Failed(Failure { lines, ..failure }),
@@ -402,7 +402,7 @@ impl<'a> Run<'a> {
             .max(Duration::from_millis(1));
         let answer = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let answer = Process::request(&api, method, path, body, time);
+                let answer = client::request(&api, method, path, body, time);
                 // Fails only when the counter is full.
                 let _ = done.write(1);
                 answer

@@ -97,11 +97,6 @@ impl Console {
         self.pending.extend(bytes);
     }
 
-    /// Bytes that nobody has looked at.
-    pub fn pending(&self) -> usize {
-        self.pending.len()
-    }
-
     /// Looks at what was pushed until the search is complete or there is an alarm. Says if the search is complete.
     pub fn advance(&mut self) -> bool {
         while self.alarm.is_none() {

@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::pattern::{Pattern, Search};
+use super::pattern::Pattern;
 
 /// A fault that the kernel itself reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -95,10 +95,7 @@ impl FaultFinder {
 
     /// The fault that a line tells of.
     pub fn look(&self, line: &[u8]) -> Option<KernelFault> {
-        let found = self
-            .signs
-            .iter()
-            .find(|(_, pattern)| Search::new(pattern.clone(), None).feed(line).is_some());
+        let found = self.signs.iter().find(|(_, pattern)| pattern.is_in(line));
         found.map(|(fault, _)| *fault)
     }
 }

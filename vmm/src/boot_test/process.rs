@@ -15,11 +15,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde_json::Value;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::driven::DrivenEnd;
-use crate::client::{self, ClientError};
 use crate::event;
 use crate::exit_code;
 use crate::fleet::launch::program;
@@ -243,17 +241,6 @@ impl Process {
             .lines()
             .map(|line| line.strip_prefix("berth: ").unwrap_or(line));
         lines.collect::<Vec<_>>().join("; ")
-    }
-
-    /// A way to its API for another thread.
-    pub(super) fn request(
-        api: &Path,
-        method: &str,
-        path: &str,
-        body: Option<&Value>,
-        timeout: Duration,
-    ) -> Result<Value, ClientError> {
-        client::request(api, method, path, body, timeout)
     }
 
     /// Ends it: in order if it can.

@@ -1,7 +1,6 @@
 //! How a case went, and what there is to show for it.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -62,12 +61,6 @@ pub struct Failure {
     pub step: Option<(usize, Option<usize>)>,
     /// The console's last lines.
     pub lines: Vec<String>,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
 }
 
 /// When the marks of a boot were passed, since the VM's process was started.

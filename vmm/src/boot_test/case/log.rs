@@ -32,8 +32,4 @@ impl Log {
             }
         }
     }
-
-    pub(super) fn flush(&mut self) {
-        let _ = self.file.flush();
-    }
 }

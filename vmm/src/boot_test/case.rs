@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::log::Log;
 use super::console::{Alarm, Console, Mark};
+use super::driven::DrivenEnd;
 use super::faults::{FaultFinder, KernelFault};
 use super::pattern::Pattern;
 use super::plan::{Action, Button, Case, ExitReason, Hang, Step};
@@ -108,15 +109,12 @@ struct Run<'a> {
     /// Images that took the place of a disk's own.
     attached: Vec<Option<PathBuf>>,
     process: Process,
-    /// How many processes there were before.
-    number: u32,
     console: Console,
     log: Log,
     progress: Progress,
     began: Instant,
     deadline: Instant,
     marks: Marks,
-    marks_seen: usize,
     commands: u64,
 }
 
@@ -145,14 +143,12 @@ impl<'a> Run<'a> {
             attached: vec![None; spec.disks.len()],
             spec,
             process: Process::start(folder, 0, &begin)?,
-            number: 0,
             console: Console::new(FaultFinder::new(&allowed), &case.never, case.ready.as_ref()),
             log,
             progress: Progress::new(),
             began,
             deadline: began + case.timeout,
             marks: Marks::default(),
-            marks_seen: 0,
             commands: 0,
         })
     }
@@ -171,12 +167,11 @@ impl<'a> Run<'a> {
                 Ok(())
             };
             heard |= needs_shell || matches!(step.action, Action::Expect(_));
-            ready.and_then(|()| self.step(step)).map_err(|stop| match stop {
-                Stop::Failed(failure) => Stop::Failed(Failure {
-                    step: Some((index, step.line)),
-                    ..failure
-                }),
-                Stop::Interrupted => Stop::Interrupted,
+            ready.and_then(|()| self.step(step)).map_err(|mut stop| {
+                if let Stop::Failed(failure) = &mut stop {
+                    failure.step = Some((index, step.line));
+                }
+                stop
             })?;
             attempt.steps.push(StepTime {
                 step: shown,
@@ -187,7 +182,7 @@ impl<'a> Run<'a> {
     }
 
     /// Ends the VM, if it has not ended, and says what there is to say about why.
-    fn finish(&mut self, stop: Option<Stop>) -> Option<Stop> {
+    fn finish(&mut self, mut stop: Option<Stop>) -> Option<Stop> {
         if let Some(Stop::Failed(Failure {
             kind: Kind::Kernel(_) | Kind::Never,
             ..
@@ -195,17 +190,21 @@ impl<'a> Run<'a> {
         {
             self.last_words();
         }
+        self.end_process();
+        self.console.drain();
+        if let Some(Stop::Failed(failure)) = &mut stop {
+            failure.lines = self.console.last_lines();
+        }
+        stop
+    }
+
+    /// Ends the VM's process, and hears what it still has to say.
+    fn end_process(&mut self) {
         let (log, console) = (&mut self.log, &mut self.console);
         self.process.kill(|bytes| {
             log.write(bytes);
             console.push(bytes);
         });
-        self.console.drain();
-        let lines = self.console.last_lines();
-        stop.map(|stop| match stop {
-            Stop::Failed(failure) => Stop::Failed(Failure { lines, ..failure }),
-            Stop::Interrupted => Stop::Interrupted,
-        })
     }
 
     /// Lets a kernel in trouble say the rest of it.
@@ -339,16 +338,8 @@ impl<'a> Run<'a> {
             reason => end.reason == reason.word(),
         };
         if !matches {
-            let wanted = reason.word();
-            let Stop::Failed(failure) = self.ended_before("") else {
-                return Err(Stop::Interrupted);
-            };
-            let message = format!("{}, and not by {wanted}", how(end));
-            let kind = match failure.kind {
-                Kind::Ended | Kind::Kernel(_) | Kind::TripleFault | Kind::Vmm => failure.kind,
-                _ => Kind::Ended,
-            };
-            return Err(Stop::failed(kind, message));
+            let message = format!("{}, and not by {}", how(end), reason.word());
+            return Err(Stop::failed(kind(end), message));
         }
         match (status, end.status) {
             (Some(wanted), Some(found)) if wanted != found => Err(Stop::failed(
@@ -369,16 +360,12 @@ impl<'a> Run<'a> {
     }
 
     fn restore(&mut self, name: &str) -> Result<(), Stop> {
-        let (log, console) = (&mut self.log, &mut self.console);
-        self.process.kill(|bytes| {
-            log.write(bytes);
-            console.push(bytes);
-        });
+        self.end_process();
         // One that had to be killed leaves its socket.
         let _ = fs::remove_file(self.process.api());
-        self.number += 1;
         let from = self.snapshot(name);
-        self.process = Process::start(self.around.folder, self.number, &Begin::Restore { from: &from })?;
+        let number = self.process.number() + 1;
+        self.process = Process::start(self.around.folder, number, &Begin::Restore { from: &from })?;
         self.progress = Progress::new();
         Ok(())
     }
@@ -490,7 +477,7 @@ impl<'a> Run<'a> {
     }
 
     fn note_marks(&mut self) {
-        for mark in &self.console.marks()[self.marks_seen..] {
+        for mark in self.console.marks() {
             let time = match mark {
                 Mark::Kernel => &mut self.marks.kernel,
                 Mark::Init => &mut self.marks.init,
@@ -498,7 +485,6 @@ impl<'a> Run<'a> {
             };
             time.get_or_insert_with(|| self.began.elapsed());
         }
-        self.marks_seen = self.console.marks().len();
     }
 
     fn hung(&self, idle: Duration, what: &str) -> Stop {
@@ -517,15 +503,7 @@ impl<'a> Run<'a> {
             what => format!("{what} was waited for, but "),
         };
         match self.process.ended() {
-            Some(End::Vm(end)) => {
-                let kind = match end.reason.as_str() {
-                    "panicked" => Kind::Kernel(KernelFault::Panic),
-                    "triple-fault" => Kind::TripleFault,
-                    "fault" => Kind::Vmm,
-                    _ => Kind::Ended,
-                };
-                Stop::failed(kind, waited + &how(end))
-            }
+            Some(End::Vm(end)) => Stop::failed(kind(end), waited + &how(end)),
             Some(End::Refused(why)) => Stop::failed(Kind::Refused, why.clone()),
             Some(End::Crashed(how)) => {
                 Stop::failed(Kind::Vmm, format!("{waited}the VM's process ended {how}"))
@@ -545,8 +523,18 @@ fn alarmed(alarm: &Alarm) -> Stop {
     }
 }
 
+/// What it is called that a VM ended so where it should not.
+fn kind(end: &DrivenEnd) -> Kind {
+    match end.reason.as_str() {
+        "panicked" => Kind::Kernel(KernelFault::Panic),
+        "triple-fault" => Kind::TripleFault,
+        "fault" => Kind::Vmm,
+        _ => Kind::Ended,
+    }
+}
+
 /// How a VM ended, for a sentence.
-fn how(end: &super::driven::DrivenEnd) -> String {
+fn how(end: &DrivenEnd) -> String {
     match (end.reason.as_str(), end.status, &end.message) {
         ("exit", Some(status), _) => format!("the guest ended with status {status}"),
         ("shutdown", ..) => "the guest shut down".to_owned(),

@@ -121,6 +121,11 @@ impl Process {
         })
     }
 
+    /// How many processes of the test there were before.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
     /// The number of the process.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()

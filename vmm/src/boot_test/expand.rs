@@ -113,7 +113,7 @@ fn images(
         used: &RefCell::default(),
         images: outside.images,
     };
-    images::read(source, &scope, outside.images)
+    images::read(source, &scope)
 }
 
 /// The names of a VM's fields.
@@ -130,19 +130,20 @@ fn variables(source: &Source, outside: &Outside<'_>) -> Result<BTreeMap<String, 
     let mut values = BTreeMap::new();
     for (name, value) in &source.test.vars {
         let field = format!("vars.{name}");
-        check_name(source, &field, name)?;
+        check_name(source, &field, name, "a variable")?;
         let flag = outside.flags.get(name).map(String::as_str);
         values.insert(name.clone(), variable(source, &field, value, flag, outside)?);
     }
     Ok(values)
 }
 
-fn check_name(source: &Source, field: &str, name: &str) -> Result<(), FileFault> {
+/// Whether `what`, which `field` names, may be called so.
+pub(super) fn check_name(source: &Source, field: &str, name: &str, what: &str) -> Result<(), FileFault> {
     if is_name(name) {
         return Ok(());
     }
     let rule = "has letters, digits, dot, dash and underscore, and begins with a letter";
-    Err(source.fault(field, format!("{name:?} is no name for a variable, which {rule}")))
+    Err(source.fault(field, format!("{name:?} is no name for {what}, which {rule}")))
 }
 
 fn variable(
@@ -166,10 +167,8 @@ fn variable(
             None => Ok(value),
         };
     };
-    let from: Environment = serde_path_to_error::deserialize(value.clone()).map_err(|error| {
-        let (path, message) = (error.path().to_string(), error.inner().message().to_owned());
-        from_serde(source, field, &path, &message)
-    })?;
+    let from: Environment =
+        serde_path_to_error::deserialize(value.clone()).map_err(|error| from_serde(source, field, &error))?;
     let default = match &from.default {
         Some(default) => Some(scalar(source, &format!("{field}.default"), default)?),
         None => None,
@@ -233,7 +232,7 @@ fn axes(
     let mut axes = Vec::new();
     for (name, list) in &source.test.matrix {
         let field = format!("matrix.{name}");
-        check_name(source, &field, name)?;
+        check_name(source, &field, name, "a variable")?;
         if variables.contains_key(name) {
             return Err(source.fault(field, "vars has it too; leave it out of one of them"));
         }
@@ -275,7 +274,8 @@ fn combination(axes: &[Axis], mut number: usize) -> Vec<(String, Value)> {
 pub(super) struct Scope<'a> {
     values: &'a BTreeMap<String, Value>,
     used: &'a RefCell<BTreeSet<String>>,
-    images: &'a Path,
+    /// The folder for images that files have made.
+    pub(super) images: &'a Path,
 }
 
 impl Scope<'_> {
@@ -416,10 +416,9 @@ fn vm(source: &Source, values: &[(String, Value)], scope: &Scope<'_>) -> Result<
     let set = values.iter().filter(|(name, _)| fields.contains(name));
     all.extend(set.cloned());
     let mut spec: VmSpec = serde_path_to_error::deserialize(Value::Table(all)).map_err(|error| {
-        let (path, message) = (error.path().to_string(), error.inner().message().to_owned());
+        let path = error.path().to_string();
         let from_matrix = values.iter().any(|(name, _)| *name == path);
-        let within = if from_matrix { "matrix" } else { "vm" };
-        from_serde(source, within, &path, &message)
+        from_serde(source, if from_matrix { "matrix" } else { "vm" }, &error)
     })?;
     spec.take_paths_from(source.folder());
     check(source, &spec, scope)?;
@@ -486,15 +485,17 @@ fn exists(source: &Source, field: &str, path: &Path) -> Result<(), FileFault> {
     }
 }
 
-fn joined(field: &str, path: &str) -> String {
-    match path {
+/// What serde has against the value of `field`.
+pub(super) fn from_serde(
+    source: &Source,
+    field: &str,
+    error: &serde_path_to_error::Error<toml::de::Error>,
+) -> FileFault {
+    let path = match error.path().to_string().as_str() {
         "" | "." => field.to_owned(),
         path => format!("{field}.{path}"),
-    }
-}
-
-pub(super) fn from_serde(source: &Source, field: &str, path: &str, message: &str) -> FileFault {
-    let ParseError { field, message, .. } = ParseError::from_serde(1, joined(field, path), message);
+    };
+    let ParseError { field, message, .. } = ParseError::from_serde(1, path, error.inner().message());
     source.fault(field.unwrap_or_default(), message)
 }
 

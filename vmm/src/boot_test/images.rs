@@ -3,11 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use toml::Value;
-
-use super::expand::{Scope, from_serde};
+use super::expand::{Scope, check_name, from_serde};
 use super::file::{FileFault, Source};
-use super::template;
 use crate::image::{self, BuildOptions, ImageFormat};
 
 /// An image to be made.
@@ -32,19 +29,12 @@ impl Setup {
     }
 }
 
-/// The images of a file, each with the variable for its path; they will be in `folder`.
-pub(super) fn read(
-    source: &Source,
-    scope: &Scope<'_>,
-    folder: &Path,
-) -> Result<Vec<(String, Setup)>, FileFault> {
+/// The images of a file, each with the variable for its path.
+pub(super) fn read(source: &Source, scope: &Scope<'_>) -> Result<Vec<(String, Setup)>, FileFault> {
     let mut setups = Vec::new();
     for (name, table) in &source.test.image {
         let field = format!("image.{name}");
-        if !template::is_name(name) {
-            let rule = "has letters, digits, dot, dash and underscore, and begins with a letter";
-            return Err(source.fault(field, format!("{name:?} is no name for an image, which {rule}")));
-        }
+        check_name(source, &field, name, "an image")?;
         let mut table = table.clone();
         scope.fill_value(source, &field, &mut table)?;
         if table.get("output").is_some() {
@@ -53,17 +43,14 @@ pub(super) fn read(
             return Err(source.fault(format!("{field}.output"), message));
         }
         let mut options: BuildOptions =
-            serde_path_to_error::deserialize::<Value, _>(table).map_err(|error| {
-                let (path, message) = (error.path().to_string(), error.inner().message().to_owned());
-                from_serde(source, &field, &path, &message)
-            })?;
+            serde_path_to_error::deserialize(table).map_err(|error| from_serde(source, &field, &error))?;
         if options.from.iter().any(|path| path.as_os_str() == "-") {
             let message = "a test has no standard input; name directories and tar files";
             return Err(source.fault(format!("{field}.from"), message));
         }
         let format = *options.format.get_or_insert(ImageFormat::Ext4);
         options.take_paths_from(source.folder());
-        options.output = place(source, name, format, folder);
+        options.output = place(source, name, format, scope.images);
         let fault = source.fault(field.clone(), "");
         setups.push((field, Setup { options, fault }));
     }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::faults::KernelFault;
-use super::place;
+use super::place::Places;
 use crate::image::BuildOptions;
 use crate::spec::{self, ParseError, VmSpec, table};
 
@@ -244,7 +244,7 @@ impl Source {
         let field = field.into();
         FileFault {
             path: self.path.clone(),
-            line: place::line(&self.text, &field),
+            line: Places::of(&self.text).line(&field),
             field: Some(field),
             message: message.into(),
         }

@@ -4,35 +4,51 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// The line, from 1, of the field at `path`, as in `step[1].within` or `vm.disks[0].path`; where it is not there, of the
-/// nearest that it would be in.
-pub(super) fn line(text: &str, path: &str) -> Option<usize> {
-    let table = DeTable::parse(text).ok()?;
-    let mut at = None;
-    let mut value: Option<&DeValue<'_>> = None;
-    for segment in segments(path) {
-        let next = match segment {
-            Segment::Name(name) => {
-                let table = match value {
-                    Some(value) => value.as_table(),
-                    None => Some(table.get_ref()),
-                };
-                table.and_then(|table| {
-                    let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
-                    Some((key.span().start, value))
-                })
-            }
-            Segment::Index(index) => value.and_then(|value| {
-                let value: &Spanned<DeValue<'_>> = value.as_array()?.get(index)?;
-                Some((value.span().start, value))
-            }),
-        };
-        let Some((start, found)) = next else { break };
-        at = Some(start);
-        value = Some(found.get_ref());
+/// A text and its fields.
+pub(super) struct Places<'a> {
+    text: &'a str,
+    /// Nothing where the text is no TOML.
+    table: Option<Spanned<DeTable<'a>>>,
+}
+
+impl<'a> Places<'a> {
+    pub(super) fn of(text: &'a str) -> Self {
+        Self {
+            text,
+            table: DeTable::parse(text).ok(),
+        }
     }
-    let before = text.get(..at?)?;
-    Some(before.matches('\n').count() + 1)
+
+    /// The line, from 1, of the field at `path`, as in `step[1].within` or `vm.disks[0].path`; where it is not there, of the
+    /// nearest that it would be in.
+    pub(super) fn line(&self, path: &str) -> Option<usize> {
+        let table = self.table.as_ref()?;
+        let mut at = None;
+        let mut value: Option<&DeValue<'_>> = None;
+        for segment in segments(path) {
+            let next = match segment {
+                Segment::Name(name) => {
+                    let table = match value {
+                        Some(value) => value.as_table(),
+                        None => Some(table.get_ref()),
+                    };
+                    table.and_then(|table| {
+                        let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
+                        Some((key.span().start, value))
+                    })
+                }
+                Segment::Index(index) => value.and_then(|value| {
+                    let value: &Spanned<DeValue<'_>> = value.as_array()?.get(index)?;
+                    Some((value.span().start, value))
+                }),
+            };
+            let Some((start, found)) = next else { break };
+            at = Some(start);
+            value = Some(found.get_ref());
+        }
+        let before = self.text.get(..at?)?;
+        Some(before.matches('\n').count() + 1)
+    }
 }
 
 enum Segment<'a> {
@@ -58,6 +74,7 @@ mod tests {
     #[test]
     fn a_fields_line_is_found_and_that_of_what_it_would_be_in() {
         let text = "name = \"x\"\n\n[vm]\nkernel = \"k\"\n[[vm.disks]]\npath = \"d\"\n[[step]]\nsend = \"a\"\n[[step]]\nexpect = \"b\"\nwithin = \"1\"\n";
+        let places = Places::of(text);
         for (path, expected) in [
             ("name", Some(1)),
             ("vm.kernel", Some(4)),
@@ -67,7 +84,7 @@ mod tests {
             ("vm.initrd", Some(3)),
             ("nothing", None),
         ] {
-            assert_eq!(line(text, path), expected, "{path}");
+            assert_eq!(places.line(path), expected, "{path}");
         }
     }
 }

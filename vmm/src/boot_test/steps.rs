@@ -7,6 +7,7 @@ use berth_arch::hex;
 use super::expand::Scope;
 use super::file::{FileFault, Source, StepTable};
 use super::pattern::Pattern;
+use super::place::Places;
 use super::plan::{Action, Button, ExitReason, FileCheck, ImageRef, Step};
 use super::shell;
 use crate::spec::VmSpec;
@@ -96,12 +97,14 @@ pub(super) fn read(source: &Source, spec: &VmSpec, scope: &Scope<'_>) -> Result<
     }
     let mut steps = Vec::with_capacity(tables.len());
     let mut so_far = SoFar::default();
+    let places = Places::of(&source.text);
     for (index, table) in tables.iter().enumerate() {
         let reader = Reader {
             source,
             spec,
             scope,
             table,
+            places: &places,
             place: format!("step[{index}]"),
             next: tables.get(index + 1),
         };
@@ -126,6 +129,7 @@ struct Reader<'a> {
     spec: &'a VmSpec,
     scope: &'a Scope<'a>,
     table: &'a StepTable,
+    places: &'a Places<'a>,
     place: String,
     next: Option<&'a StepTable>,
 }
@@ -176,7 +180,7 @@ impl Reader<'_> {
             None => None,
         };
         let action = self.action(kind)?;
-        let line = self.fault(kind, "").line;
+        let line = self.places.line(&self.field(kind));
         Ok(Step { action, within, line })
     }
 

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use berth_devices::virtio::vsock::service_path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,14 +56,12 @@ impl ReadySpec {
         }
     }
 
-    /// Where the guest of `spec` is listened for, if its sign is a connection: at its vsock's path with `_PORT` behind it.
+    /// Where the guest of `spec` is listened for, if its sign is a connection.
     pub(crate) fn socket(&self, spec: &VmSpec) -> Option<PathBuf> {
         let (Self::Vsock(port), Some(vsock)) = (self, &spec.vsock) else {
             return None;
         };
-        let mut path = vsock.path.clone().into_os_string();
-        path.push(format!("_{port}"));
-        Some(path.into())
+        Some(service_path(&vsock.path, *port))
     }
 
     /// What is wrong with it in the VM `spec`.

@@ -77,10 +77,15 @@ impl Listener {
 
     /// Address of the socket on which a host program answers the guest's connections to `port`.
     pub(super) fn service(&self, port: u32) -> Result<SocketAddrUnix, Errno> {
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!("_{port}"));
-        SocketAddrUnix::new(path)
+        SocketAddrUnix::new(service_path(&self.path, port))
     }
+}
+
+/// Where a host program listens for the guest's connections to `port`, for a device at `path`.
+pub fn service_path(path: &Path, port: u32) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(format!("_{port}"));
+    path.into()
 }
 
 impl AsFd for Listener {

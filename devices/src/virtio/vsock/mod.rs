@@ -38,7 +38,7 @@ use std::path::Path;
 
 use zerocopy::IntoBytes;
 
-pub use listener::VsockError;
+pub use listener::{VsockError, service_path};
 
 use super::device::{
     DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,

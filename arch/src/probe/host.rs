@@ -49,6 +49,12 @@ fn meminfo(info: &str, key: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// Memory that this host can give now, in bytes, if that can be known.
+pub fn available_memory() -> Option<u64> {
+    let info = read(Path::new("/"), "proc/meminfo").ok()?;
+    meminfo(&info, "MemAvailable").map(|kib| kib << 10)
+}
+
 fn memory(root: &Path) -> Fact {
     const LITTLE_MIB: u64 = 256;
     let info = read(root, "proc/meminfo").unwrap_or_default();

@@ -274,16 +274,6 @@ fn folders(cases: &[Case]) -> Vec<PathBuf> {
     folders
 }
 
-/// Memory that the host can give now, in bytes.
-pub fn available_memory() -> u64 {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    kib.map_or(u64::MAX, |kib| kib << 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

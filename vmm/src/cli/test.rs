@@ -142,7 +142,7 @@ fn run_or_refuse(args: &TestArgs) -> Result<u8, Refused> {
     make_output(&output, args.output.is_some())?;
     let options = Options {
         jobs: args.jobs.map_or_else(processors, usize::from),
-        memory: schedule::available_memory() / 10 * 9,
+        memory: probe::host::available_memory().unwrap_or(u64::MAX) / 10 * 9,
         retries: args.retries,
         fail_fast: args.fail_fast,
         slow: args.slow,

@@ -69,13 +69,10 @@ pub fn of(reason: &StopReason, spec: &VmSpec) -> (u8, Option<String>) {
                 )),
             )
         }
-        StopReason::Killed(Some(signal)) => {
-            let number = u8::try_from(*signal).unwrap_or_default();
-            (
-                SIGNAL.saturating_add(number),
-                Some(format!("ended by signal {signal}{}", signal_name(*signal))),
-            )
-        }
+        StopReason::Killed(Some(signal)) => (
+            of_signal(*signal),
+            Some(format!("ended by signal {signal}{}", signal_name(*signal))),
+        ),
         StopReason::Killed(None) if spec.command.is_empty() => (OK, None),
         StopReason::Killed(None) => said(
             SIGNAL + SIGINT,
@@ -83,6 +80,11 @@ pub fn of(reason: &StopReason, spec: &VmSpec) -> (u8, Option<String>) {
         ),
         StopReason::Fault(sentence) => said(FAULT, sentence),
     }
+}
+
+/// The exit code for an end by `signal`.
+pub fn of_signal(signal: i32) -> u8 {
+    SIGNAL.saturating_add(u8::try_from(signal).unwrap_or_default())
 }
 
 fn signal_name(signal: i32) -> &'static str {

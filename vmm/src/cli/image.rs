@@ -176,7 +176,7 @@ fn discard_on_signal(partial: Partial) -> io::Result<()> {
             let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
             if let Some(signal) = signals.next() {
                 partial.discard();
-                process::exit(i32::from(exit_code::SIGNAL) + signal);
+                process::exit(i32::from(exit_code::of_signal(signal)));
             }
         }
     })?;

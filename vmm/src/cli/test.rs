@@ -189,7 +189,7 @@ fn code(verdicts: &[Verdict], signal: Option<i32>) -> u8 {
             .is_some_and(|failure| failure.kind == Kind::Refused)
     };
     if let Some(signal) = signal {
-        return exit_code::SIGNAL.saturating_add(u8::try_from(signal).unwrap_or_default());
+        return exit_code::of_signal(signal);
     }
     if verdicts.iter().any(refused) {
         return exit_code::USER;

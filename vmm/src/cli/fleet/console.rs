@@ -52,9 +52,7 @@ pub(in super::super) fn console(args: ConsoleArgs) -> u8 {
                 Ok(exit_code::OK)
             }
             Leave::Closed => drive::wait(&entry),
-            Leave::Signal(number) => {
-                Ok(exit_code::SIGNAL.saturating_add(u8::try_from(number).unwrap_or_default()))
-            }
+            Leave::Signal(number) => Ok(exit_code::of_signal(number)),
         }
     }))
 }

@@ -40,7 +40,7 @@ pub enum Mark {
 pub struct Console {
     escapes: Escapes,
     faults: FaultFinder,
-    never: Vec<(Pattern, Search)>,
+    never: Vec<Search>,
     ready: Option<Search>,
     search: Option<Search>,
     before: Option<u8>,
@@ -62,7 +62,7 @@ impl Console {
             faults,
             never: never
                 .iter()
-                .map(|pattern| (pattern.clone(), Search::new(pattern.clone(), None)))
+                .map(|pattern| Search::new(pattern.clone(), None))
                 .collect(),
             ready: ready.map(|pattern| Search::new(pattern.clone(), None)),
             search: None,
@@ -146,12 +146,13 @@ impl Console {
         {
             text.push(byte);
         }
-        for (pattern, search) in &mut self.never {
+        for search in &mut self.never {
             if search.feed(&[byte]).is_some() {
                 let mut line = self.line.clone();
                 line.push(byte);
                 let line = String::from_utf8_lossy(&line).trim().to_owned();
-                self.alarm.get_or_insert(Alarm::Never(pattern.to_string(), line));
+                self.alarm
+                    .get_or_insert(Alarm::Never(search.pattern().to_string(), line));
             }
         }
         if self

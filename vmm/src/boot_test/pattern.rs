@@ -205,6 +205,11 @@ impl Search {
         }
     }
 
+    /// What is looked for.
+    pub fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
     /// Reads on. If the pattern is complete, says how many of `bytes` it and what was before it took.
     pub fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
         for (at, &byte) in bytes.iter().enumerate() {

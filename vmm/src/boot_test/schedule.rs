@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::case::{self, Around};
 use super::plan::Case;
 use super::report;
-use super::verdict::{Attempt, Outcome, Verdict};
+use super::verdict::{Attempt, Kind, Outcome, Verdict};
 
 /// How much memory a VM takes besides its guest's.
 const OVERHEAD: u64 = 32 << 20;
@@ -182,14 +182,13 @@ impl Shared<'_> {
             };
             let folder = self.options.output.join(name);
             let mut attempt = self.attempt(index, &folder);
-            let failed = attempt.failure.is_some() || attempt.interrupted;
-            if !clean(&folder, &attempt, failed, self.options.keep) {
+            if !clean(&folder, &attempt, self.options.keep) {
                 attempt.folder = None;
             }
             let again = attempt
                 .failure
                 .as_ref()
-                .is_some_and(|failure| failure.kind != super::verdict::Kind::Refused);
+                .is_some_and(|failure| failure.kind != Kind::Refused);
             attempts.push(attempt);
             if !again || self.stopped.load(Ordering::Acquire) {
                 break;
@@ -224,8 +223,8 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Leaves in the folder what there is to see; says if it leaves anything.
-fn clean(folder: &Path, attempt: &Attempt, failed: bool, keep: bool) -> bool {
-    if !failed && !keep {
+fn clean(folder: &Path, attempt: &Attempt, keep: bool) -> bool {
+    if attempt.has_passed() && !keep {
         // What is left behind is in nobody's way.
         let _ = fs::remove_dir_all(folder);
         return false;

@@ -103,6 +103,11 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// Whether all went well.
+    pub fn has_passed(&self) -> bool {
+        self.failure.is_none() && !self.interrupted
+    }
+
     /// One that could not begin.
     pub fn impossible(message: String) -> Self {
         Self {

@@ -91,7 +91,7 @@ fn attempt_value(attempt: &Attempt) -> Value {
     let steps = attempt.steps.iter();
     let steps = steps.map(|step| json!({ "step": step.step, "seconds": seconds(step.took) }));
     let mut value = json!({
-        "passed": attempt.failure.is_none() && !attempt.interrupted,
+        "passed": attempt.has_passed(),
         "seconds": seconds(attempt.took),
         "boot": marks,
         "steps": steps.collect::<Vec<_>>(),

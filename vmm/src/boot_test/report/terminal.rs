@@ -16,6 +16,10 @@ use crate::boot_test::verdict::{Failure, Outcome, Verdict};
 
 /// How often the lines of running cases are drawn.
 const TICK: Duration = Duration::from_millis(200);
+/// The line about all cases.
+const TOTAL: &str = "{pos}/{len} tests, {elapsed}";
+/// The line of a running case.
+const RUNNING: &str = "  {elapsed:>4} {prefix}  {wide_msg}";
 
 /// The marks of outcomes.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +54,7 @@ impl Terminal {
             let all = MultiProgress::new();
             let total = all.add(ProgressBar::new(cases as u64));
             // A constant, which the tests have read.
-            if let Ok(style) = ProgressStyle::with_template("{pos}/{len} tests, {elapsed}") {
+            if let Ok(style) = ProgressStyle::with_template(TOTAL) {
                 total.set_style(style);
             }
             total.enable_steady_tick(TICK);
@@ -89,7 +93,7 @@ impl Observer for Terminal {
     fn began(&self, index: usize, case: &Case) {
         let Some(live) = &self.live else { return };
         let bar = live.all.insert_before(&live.total, ProgressBar::new_spinner());
-        if let Ok(style) = ProgressStyle::with_template("  {elapsed:>4} {prefix}  {wide_msg}") {
+        if let Ok(style) = ProgressStyle::with_template(RUNNING) {
             bar.set_style(style);
         }
         bar.set_prefix(clean(&case.name));
@@ -224,7 +228,7 @@ skip  takes long: it is slow
 
     #[test]
     fn the_lines_of_what_runs_are_templates_that_can_be_read() {
-        assert!(ProgressStyle::with_template("{pos}/{len} tests, {elapsed}").is_ok());
-        assert!(ProgressStyle::with_template("  {elapsed:>4} {prefix}  {wide_msg}").is_ok());
+        assert!(ProgressStyle::with_template(TOTAL).is_ok());
+        assert!(ProgressStyle::with_template(RUNNING).is_ok());
     }
 }

@@ -275,7 +275,7 @@ pub fn boot_test(data: &[u8]) {
     }
 }
 
-/// A test file that has every kind of step.
+/// Test files that have between them every kind of step that can be done.
 fn boot_tests() -> Vec<Vec<u8>> {
     let toml = r#"name = "boots ${mode}"
 timeout = "60s"
@@ -311,6 +311,9 @@ stdout = "^6\."
 snapshot = "a"
 [[step]]
 restore = "a"
+[[step]]
+attach = "data"
+image = "${image.data}"
 [[step]]
 press = "power"
 [[step]]

@@ -7,11 +7,11 @@
 //! Only the first vCPU gets an entry. The others wait for INIT and SIPI, which set their registers, and need [`set_common`] only.
 #![forbid(unsafe_code)]
 
-use kvm_bindings::{Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_fpu, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::layout;
+use super::{layout, msr};
 
 /// How the guest is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -314,21 +314,11 @@ const BOOT_MSRS: [BootMsr; 2] = [
 
 fn set_msrs(vcpu: &VcpuFd) -> Vec<RefusedMsr> {
     let set = |msr: &BootMsr| -> Option<()> {
-        let one = |data| {
-            Msrs::from_entries(&[kvm_msr_entry {
-                index: msr.index,
-                data,
-                ..Default::default()
-            }])
-            .ok()
-        };
-        let mut now = one(0)?;
-        (vcpu.get_msrs(&mut now).ok()? == 1).then_some(())?;
-        let data = now.as_slice().first()?.data;
-        if data & msr.set == msr.set {
+        let now = msr::read(vcpu, msr.index)?;
+        if now & msr.set == msr.set {
             return Some(());
         }
-        (vcpu.set_msrs(&one(data | msr.set)?).ok()? == 1).then_some(())
+        msr::write(vcpu, msr.index, now | msr.set)
     };
     let refused = BOOT_MSRS.iter().filter(|msr| set(msr).is_none());
     refused

@@ -6,10 +6,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::msr;
 
 /// Changes to a word of `WIDTH` bits: for each, whether it is set, cleared or left. Written as `0b`, the highest bit first, `1`, `0` or
 /// `x` each; bits that are not written are left, and underscores mean nothing.
@@ -214,33 +216,14 @@ impl CpuTemplate {
     /// Changes a vCPU's MSRs.
     pub fn change_msrs(&self, vcpu: &VcpuFd) -> Result<(), CpuTemplateError> {
         for &MsrChange { index, bits } in &self.msrs {
-            let old = read(vcpu, index).ok_or(CpuTemplateError::Msr(index))?;
+            let old = msr::read(vcpu, index).ok_or(CpuTemplateError::Msr(index))?;
             let value = bits.apply(old);
             if value != old {
-                write(vcpu, index, value).ok_or(CpuTemplateError::Value { index, value })?;
+                msr::write(vcpu, index, value).ok_or(CpuTemplateError::Value { index, value })?;
             }
         }
         Ok(())
     }
-}
-
-fn read(vcpu: &VcpuFd, index: u32) -> Option<u64> {
-    let mut msrs = one(index, 0)?;
-    (vcpu.get_msrs(&mut msrs).ok()? == 1).then_some(())?;
-    Some(msrs.as_slice().first()?.data)
-}
-
-fn write(vcpu: &VcpuFd, index: u32, data: u64) -> Option<()> {
-    (vcpu.set_msrs(&one(index, data)?).ok()? == 1).then_some(())
-}
-
-fn one(index: u32, data: u64) -> Option<Msrs> {
-    let entry = kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    };
-    Msrs::from_entries(&[entry]).ok()
 }
 
 #[cfg(test)]
@@ -354,9 +337,9 @@ mod tests {
             }],
         };
         assert_eq!(template.check(&kvm), Ok(()));
-        if read(&vcpu, TSC_AUX).is_some() {
+        if msr::read(&vcpu, TSC_AUX).is_some() {
             template.change_msrs(&vcpu).unwrap();
-            assert_eq!(read(&vcpu, TSC_AUX), Some(5));
+            assert_eq!(msr::read(&vcpu, TSC_AUX), Some(5));
         }
         let missing = CpuTemplate {
             capabilities: vec![0x7fff_0000],

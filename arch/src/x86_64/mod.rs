@@ -8,5 +8,6 @@ pub mod cpuid;
 pub mod kind;
 pub mod layout;
 pub mod mptable;
+mod msr;
 pub mod vcpu_state;
 mod xsave_buffer;

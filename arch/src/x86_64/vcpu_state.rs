@@ -14,8 +14,8 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::cpuid;
 use super::xsave_buffer::{TooLarge, XsaveBuffer};
+use super::{cpuid, msr};
 use crate::hex;
 
 /// IA32_TSC.
@@ -285,8 +285,7 @@ fn write_msrs(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> 
         left = &left[written..];
         if written < batch.len() {
             let (index, value) = batch[written];
-            let mut asked = entries(std::iter::once((index, 0)))?;
-            let same = matches!(vcpu.get_msrs(&mut asked), Ok(1)) && asked.as_slice()[0].data == value;
+            let same = msr::read(vcpu, index) == Some(value);
             if !same && value != 0 {
                 return Err(VcpuStateError::Msr { index, value });
             }

@@ -13,7 +13,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::backend::Operation;
 use super::pool::Pool;
 use super::ring::Ring;
-use super::store::Store;
 use crate::virtio::queue::HeldIo;
 
 /// How the requests to a file are done.
@@ -40,9 +39,24 @@ pub(super) enum Job {
 }
 
 /// What operations are done to.
-pub(super) trait Work: Send + Sync + 'static {
+pub(super) trait Work: Send + Sync + Sized + 'static {
     /// Does an operation, however long it takes.
     fn run(&self, operation: Operation<'_>) -> io::Result<()>;
+    /// Does of an operation what needs no device. What is left of a transfer stays in it, at the offset it is left from.
+    fn run_now(&self, _operation: &mut Operation<'_>) -> Now {
+        Now::Waits
+    }
+    /// A ring that does it, where one call to the host is all that an operation needs.
+    fn ring(self: &Arc<Self>, _event: &Arc<EventFd>) -> Option<io::Result<Ring>> {
+        None
+    }
+}
+
+/// How far an operation got without waiting.
+pub(super) enum Now {
+    Done(io::Result<()>),
+    /// It would wait from here on.
+    Waits,
 }
 
 impl Job {
@@ -95,19 +109,19 @@ enum Worker {
 }
 
 /// The engine of one disk.
-pub(super) struct Jobs {
+pub(super) struct Jobs<W> {
     engine: Engine,
-    store: Arc<Store>,
+    work: Arc<W>,
     /// Signalled when a job is done. Without it nobody would hear, so everything is done at once.
     event: Option<Arc<EventFd>>,
     worker: Option<Worker>,
 }
 
-impl Jobs {
-    pub(super) fn new(engine: Engine, store: Arc<Store>) -> Self {
+impl<W: Work> Jobs<W> {
+    pub(super) fn new(engine: Engine, work: Arc<W>) -> Self {
         Self {
             engine,
-            store,
+            work,
             event: None,
             worker: None,
         }
@@ -120,14 +134,14 @@ impl Jobs {
     /// Does `operation` or begins it.
     pub(super) fn submit(&mut self, token: u16, mut operation: Operation<'_>) -> Option<io::Result<()>> {
         if self.engine == Engine::Auto
-            && let super::store::Now::Done(result) = self.store.run_now(&mut operation)
+            && let Now::Done(result) = self.work.run_now(&mut operation)
         {
             return Some(result);
         }
         match self.worker() {
             Some(Worker::Ring(ring)) => ring.begin(token, Job::hold(&operation)),
             Some(Worker::Pool(pool)) => pool.begin(token, Job::hold(&operation)),
-            None => return Some(self.store.run(operation)),
+            None => return Some(self.work.run(operation)),
         }
         None
     }
@@ -138,7 +152,7 @@ impl Jobs {
             return None;
         }
         if self.worker.is_none() {
-            self.worker = make(self.engine, &self.store, event);
+            self.worker = make(self.engine, &self.work, event);
             if self.worker.is_none() {
                 self.engine = Engine::Sync;
             }
@@ -163,14 +177,16 @@ impl Jobs {
 }
 
 /// A ring if it is wanted and can be had, else threads, else nothing.
-fn make(engine: Engine, store: &Arc<Store>, event: &Arc<EventFd>) -> Option<Worker> {
-    if engine != Engine::Threads {
-        match Ring::new(store.clone(), event) {
+fn make<W: Work>(engine: Engine, work: &Arc<W>, event: &Arc<EventFd>) -> Option<Worker> {
+    if engine != Engine::Threads
+        && let Some(ring) = work.ring(event)
+    {
+        match ring {
             Ok(ring) => return Some(Worker::Ring(Box::new(ring))),
             Err(cause) => tracing::info!("the host gives no io_uring, so threads do a disk's work: {cause}"),
         }
     }
-    match Pool::new(store, event) {
+    match Pool::new(work, event) {
         Ok(pool) => Some(Worker::Pool(pool)),
         Err(cause) => {
             tracing::warn!("no thread for a disk's work, so the I/O thread waits for it: {cause}");

@@ -149,7 +149,7 @@ pub struct FileOptions {
 pub struct FileDisk {
     path: PathBuf,
     store: Arc<Store>,
-    jobs: Jobs,
+    jobs: Jobs<Store>,
     size: u64,
     options: FileOptions,
 }

@@ -4,13 +4,15 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, fstatfs, statx};
 use rustix::io::Errno;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::Operation;
-use super::engine::Work;
+use super::engine::{Now, Work};
+use super::ring::Ring;
 use crate::virtio::queue::GuestIo;
 
 /// What is written where a range must be zero and the file system cannot do it.
@@ -44,13 +46,6 @@ struct Direct {
     memory: u64,
     /// What offsets and lengths in the file must be multiples of.
     offset: u64,
-}
-
-/// How far an operation got without waiting.
-pub(super) enum Now {
-    Done(io::Result<()>),
-    /// It would wait from here on.
-    Waits,
 }
 
 impl Store {
@@ -98,36 +93,6 @@ impl Store {
         match &self.direct {
             Some(direct) if self.is_direct(segments, offset) => direct.file.as_fd(),
             _ => self.file.as_fd(),
-        }
-    }
-
-    /// Does of an operation what needs no device. What is left of a transfer stays in it, at the offset it is left from.
-    pub(super) fn run_now(&self, operation: &mut Operation<'_>) -> Now {
-        match operation {
-            // Nothing to wait for, and such a file system could not tell.
-            Operation::Read { offset, to } if self.in_memory => {
-                Now::Done(to.read_exact_at(self.file.as_fd(), *offset))
-            }
-            Operation::Read { offset, to } if !self.is_direct(to.segments(), *offset) => {
-                while !to.is_empty() {
-                    match to.read_now_at(self.file.as_fd(), *offset) {
-                        Ok(0) => return Now::Done(Err(io::ErrorKind::UnexpectedEof.into())),
-                        Ok(moved) => *offset += moved as u64,
-                        Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                        Err(_) => return Now::Waits,
-                    }
-                }
-                Now::Done(Ok(()))
-            }
-            Operation::Write { offset, from } if !self.is_direct(from.segments(), *offset) => {
-                self.write_now(offset, from)
-            }
-            Operation::Flush | Operation::Discard { .. } | Operation::WriteZeroes { .. }
-                if self.in_memory =>
-            {
-                Now::Done(self.run(std::mem::replace(operation, Operation::Flush)))
-            }
-            _ => Now::Waits,
         }
     }
 
@@ -191,6 +156,39 @@ impl Work for Store {
             Operation::Discard { offset, len } => Ok(self.fallocate(PUNCH_HOLE, offset, len)?),
             Operation::WriteZeroes { offset, len, unmap } => self.write_zeroes(offset, len, unmap),
         }
+    }
+
+    fn run_now(&self, operation: &mut Operation<'_>) -> Now {
+        match operation {
+            // Nothing to wait for, and such a file system could not tell.
+            Operation::Read { offset, to } if self.in_memory => {
+                Now::Done(to.read_exact_at(self.file.as_fd(), *offset))
+            }
+            Operation::Read { offset, to } if !self.is_direct(to.segments(), *offset) => {
+                while !to.is_empty() {
+                    match to.read_now_at(self.file.as_fd(), *offset) {
+                        Ok(0) => return Now::Done(Err(io::ErrorKind::UnexpectedEof.into())),
+                        Ok(moved) => *offset += moved as u64,
+                        Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                        Err(_) => return Now::Waits,
+                    }
+                }
+                Now::Done(Ok(()))
+            }
+            Operation::Write { offset, from } if !self.is_direct(from.segments(), *offset) => {
+                self.write_now(offset, from)
+            }
+            Operation::Flush | Operation::Discard { .. } | Operation::WriteZeroes { .. }
+                if self.in_memory =>
+            {
+                Now::Done(self.run(std::mem::replace(operation, Operation::Flush)))
+            }
+            _ => Now::Waits,
+        }
+    }
+
+    fn ring(self: &Arc<Self>, event: &Arc<EventFd>) -> Option<io::Result<Ring>> {
+        Some(Ring::new(self.clone(), event))
     }
 }
 

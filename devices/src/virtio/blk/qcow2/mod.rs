@@ -21,9 +21,8 @@ use imago::FormatAccess;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{DiskBackend, Operation};
-use super::engine::{Engine, Job, Work};
+use super::engine::{Jobs, Work};
 use super::file::{DiskError, FileOptions};
-use super::pool::Pool;
 use layers::Identity;
 
 /// Bytes that are moved at once: the largest cluster, so that one which is written whole is never filled from below before.
@@ -121,14 +120,12 @@ pub enum Qcow2Fault {
 /// A qcow2 image, locked against others as long as it lives, as are those that it stands on against writers.
 pub struct Qcow2Disk {
     path: PathBuf,
-    /// Before the image: its threads end first.
-    pool: Option<Pool>,
+    /// Before the image: their threads end first.
+    jobs: Jobs<Image>,
     image: Arc<Image>,
     size: u64,
     identity: Identity,
     options: FileOptions,
-    /// Signalled when an operation is done. Without it nobody would hear, so everything is done at once.
-    event: Option<Arc<EventFd>>,
 }
 
 impl std::fmt::Debug for Qcow2Disk {
@@ -141,20 +138,20 @@ impl Qcow2Disk {
     /// Opens the image at `path` and what it stands on.
     pub fn open(path: &Path, options: FileOptions) -> Result<Self, DiskError> {
         let opened = layers::open(path, options.read_only)?;
+        let image = Arc::new(Image {
+            layers: RwLock::new(opened.layers),
+            spare: Mutex::default(),
+            writable: !options.read_only,
+            span: opened.span,
+            settled: Mutex::default(),
+        });
         Ok(Self {
             path: path.to_owned(),
-            pool: None,
-            image: Arc::new(Image {
-                layers: RwLock::new(opened.layers),
-                spare: Mutex::default(),
-                writable: !options.read_only,
-                span: opened.span,
-                settled: Mutex::default(),
-            }),
+            jobs: Jobs::new(options.engine, image.clone()),
+            image,
             size: opened.size,
             identity: opened.identity,
             options,
-            event: None,
         })
     }
 
@@ -197,31 +194,15 @@ impl DiskBackend for Qcow2Disk {
     }
 
     fn notify(&mut self, event: Arc<EventFd>) {
-        self.event = Some(event);
+        self.jobs.notify(event);
     }
 
     fn submit(&mut self, token: u16, operation: Operation<'_>) -> Option<io::Result<()>> {
-        if self.pool.is_none()
-            && self.options.engine != Engine::Sync
-            && let Some(event) = &self.event
-        {
-            match Pool::new(&self.image, event) {
-                Ok(pool) => self.pool = Some(pool),
-                Err(cause) => {
-                    tracing::warn!("no thread for a disk's work, so the I/O thread waits for it: {cause}");
-                    self.options.engine = Engine::Sync;
-                }
-            }
-        }
-        match &mut self.pool {
-            Some(pool) => pool.begin(token, Job::hold(&operation)),
-            None => return Some(self.image.run(operation)),
-        }
-        None
+        self.jobs.submit(token, operation)
     }
 
     fn completed(&mut self, wait: bool) -> Option<(u16, io::Result<()>)> {
-        self.pool.as_mut()?.completed(wait)
+        self.jobs.completed(wait)
     }
 
     /// Tables that were changed are in memory: a copy of the file without them would lack what was written.

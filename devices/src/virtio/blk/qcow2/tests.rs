@@ -5,9 +5,9 @@ use imago::FormatCreateBuilder;
 use imago::qcow2::Qcow2;
 
 use super::*;
-use crate::virtio::blk::BlockConfig;
 use crate::virtio::blk::format::ImageFormat;
 use crate::virtio::blk::tests::{disk, pattern, write_or_read};
+use crate::virtio::blk::{BlockConfig, Engine};
 use crate::virtio::conformance::{self, Subject};
 
 /// An image of 64 sectors; the second half is of patterns, which a backing file may have.

@@ -15,12 +15,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
-
 use super::backend::{DiskBackend, Operation};
 use super::file::{self, DiskError, FileOptions};
 use super::format::{Image, ImageFormat};
+use super::store;
 use crate::virtio::queue::GuestIo;
 
 /// What an overlay begins with.
@@ -29,8 +27,6 @@ const VERSION: u32 = 1;
 const HEADER: u64 = 4096;
 /// The unit of what the overlay has.
 const CLUSTER: u64 = 64 << 10;
-/// What a cluster is filled with where the file system has no holes.
-static ZEROES: [u8; CLUSTER as usize] = [0; CLUSTER as usize];
 
 /// A base and what has changed.
 #[derive(Debug)]
@@ -229,7 +225,7 @@ impl OverlayDisk {
             let whole = len as u64 == (self.size - at).min(CLUSTER) && at.is_multiple_of(CLUSTER);
             // What is the base's stays there; what it reads as does not matter.
             if whole && self.has(at / CLUSTER) {
-                self.clear(at, len)?;
+                self.clear(at, len as u64)?;
             }
         }
         Ok(())
@@ -241,7 +237,7 @@ impl OverlayDisk {
             if !self.has(cluster) {
                 self.bring(cluster, at, len as u64)?;
             }
-            self.clear(at, len)?;
+            self.clear(at, len as u64)?;
             if !self.has(cluster) {
                 self.note(cluster);
             }
@@ -250,18 +246,8 @@ impl OverlayDisk {
     }
 
     /// Makes a range of the overlay's own data zero, without space where the file system can.
-    fn clear(&self, offset: u64, len: usize) -> io::Result<()> {
-        let hole = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
-        loop {
-            match fallocate(&self.file, hole, self.data + offset, len as u64) {
-                Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                    return self.file.write_all_at(&ZEROES[..len], self.data + offset);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+    fn clear(&self, offset: u64, len: u64) -> io::Result<()> {
+        store::write_zeroes(&self.file, self.data + offset, len, true)
     }
 }
 

@@ -27,7 +27,7 @@ const STATX_DIOALIGN: u32 = 0x2000;
 const ALIGNED: u64 = 4096;
 
 pub(super) const PUNCH_HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
-pub(super) const ZERO_RANGE: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
+const ZERO_RANGE: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
 
 /// An open file, and the same file opened past the page cache if it is to be used so.
 #[derive(Debug)]
@@ -112,33 +112,6 @@ impl Store {
         }
         Now::Done(from.write_all_at(self.file.as_fd(), *offset))
     }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        match self.fallocate(zeroing(unmap), offset, len) {
-            Ok(()) => Ok(()),
-            Err(cause) if lacks_fallocate(cause) => self.store_zeroes(offset, len),
-            Err(cause) => Err(cause.into()),
-        }
-    }
-
-    pub(super) fn store_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
-        while len > 0 {
-            let piece = len.min(ZEROES.len() as u64);
-            self.file.write_all_at(&ZEROES[..piece as usize], offset)?;
-            offset += piece;
-            len -= piece;
-        }
-        Ok(())
-    }
-
-    pub(super) fn fallocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
-        loop {
-            match fallocate(&self.file, mode, offset, len) {
-                Err(Errno::INTR) => {}
-                result => return result,
-            }
-        }
-    }
 }
 
 impl Work for Store {
@@ -153,8 +126,8 @@ impl Work for Store {
                 from.write_all_at(file, offset)
             }
             Operation::Flush => self.file.sync_data(),
-            Operation::Discard { offset, len } => Ok(self.fallocate(PUNCH_HOLE, offset, len)?),
-            Operation::WriteZeroes { offset, len, unmap } => self.write_zeroes(offset, len, unmap),
+            Operation::Discard { offset, len } => Ok(allocate(&self.file, PUNCH_HOLE, offset, len)?),
+            Operation::WriteZeroes { offset, len, unmap } => write_zeroes(&self.file, offset, len, unmap),
         }
     }
 
@@ -189,6 +162,34 @@ impl Work for Store {
 
     fn ring(self: &Arc<Self>, event: &Arc<EventFd>) -> Option<io::Result<Ring>> {
         Some(Ring::new(self.clone(), event))
+    }
+}
+
+/// Makes a range of a file zero, by the file system if it can.
+pub(super) fn write_zeroes(file: &File, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    match allocate(file, zeroing(unmap), offset, len) {
+        Ok(()) => Ok(()),
+        Err(cause) if lacks_fallocate(cause) => store_zeroes(file, offset, len),
+        Err(cause) => Err(cause.into()),
+    }
+}
+
+pub(super) fn store_zeroes(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
+    while len > 0 {
+        let piece = len.min(ZEROES.len() as u64);
+        file.write_all_at(&ZEROES[..piece as usize], offset)?;
+        offset += piece;
+        len -= piece;
+    }
+    Ok(())
+}
+
+pub(super) fn allocate(file: &File, mode: FallocateFlags, offset: u64, len: u64) -> Result<(), Errno> {
+    loop {
+        match fallocate(file, mode, offset, len) {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
     }
 }
 

@@ -29,10 +29,10 @@ pub(super) struct Opened {
 
 /// Opens the image at `path` and, only to read, all that it stands on. Each is locked.
 pub(super) fn open(path: &Path, read_only: bool) -> Result<Opened, DiskError> {
-    let (file, header) = examine(path, read_only, &mut Vec::new())?;
+    let mut above = Vec::new();
+    let (file, header) = examine(path, read_only, &mut above)?;
     let identity = identity(&file, path)?;
-    let mut below = vec![identity];
-    let layers = build(path, file, &header, read_only, &mut below)?;
+    let layers = build(path, file, &header, read_only, &mut above)?;
     Ok(Opened {
         layers,
         size: header.size,

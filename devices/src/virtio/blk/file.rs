@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{DiskBackend, Operation, SECTOR};
 use super::engine::{Engine, Jobs};
-use super::format::{ImageFormat, QCOW2_MAGIC};
+use super::format::{ImageFormat, looks_like_qcow2};
 use super::qcow2::Qcow2Fault;
 use super::store::Store;
 
@@ -209,8 +209,7 @@ impl FileDisk {
 
     /// A guest may have written such bytes to its raw disk, so they are no reason to refuse it.
     fn warn_of_other_formats(&self) {
-        let mut magic = [0; 4];
-        if self.file().read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC {
+        if looks_like_qcow2(self.file()) {
             let path = self.path.display();
             tracing::warn!(
                 "{path}: looks like a qcow2 image, but is used as a raw one; say format=qcow2 if it is to be used as such"

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -11,6 +12,12 @@ use super::{DiskBackend, DiskError, FileDisk, FileOptions, Qcow2Disk};
 
 /// What qcow2 images begin with.
 pub(super) const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
+
+/// Whether a file begins as qcow2 images do.
+pub(super) fn looks_like_qcow2(file: &File) -> bool {
+    let mut magic = [0; 4];
+    file.read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC
+}
 
 /// What the bytes of a disk's file mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,9 +38,7 @@ impl ImageFormat {
         if self != Self::Detect {
             return Ok(self);
         }
-        let mut magic = [0; 4];
-        let file = file::open(path, true)?;
-        let found = file.read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC;
+        let found = looks_like_qcow2(&file::open(path, true)?);
         Ok(if found { Self::Qcow2 } else { Self::Raw })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::virtio::blk::engine::Work;
 use crate::virtio::blk::store::{allocate, store_zeroes};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use vm_memory::{Bytes, GuestAddress};
 

@@ -86,7 +86,7 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     (0..len / 8).flat_map(|_| noise.next().to_le_bytes()).collect()
 }
 
-/// Numbers that look random and are the same each time (xorshift64*).
+/// Numbers that look random and are the same each time (SplitMix64).
 struct Noise(u64);
 
 impl Noise {

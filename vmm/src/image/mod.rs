@@ -47,34 +47,25 @@ pub fn build_with(options: &BuildOptions, partial: &Partial) -> Result<Built, Im
     let output = Output::create(&options.output, partial)?;
     let mut tree = Tree::new();
     source::lay_all(options, &mut tree, &output.folder())?;
-    let made = tree.settle_times(latest);
-    let walked = tree.walk();
+    let name = options.output.display().to_string();
     let job = write::Job {
-        links: &tree.links(&walked),
-        walked: &walked,
-        tree: &tree,
-        made,
         label,
         uuid,
         size: options.size.map(|size| size.0),
-        format,
-        name: options.output.display().to_string(),
+        ..write::Job::new(&mut tree, latest, format, name)
     };
     let uuid = write::write(&job, &output)?;
-    let nodes = walked.iter().filter(|entry| !entry.again).count() as u64;
     let size = output
         .file()
         .metadata()
         .map_err(ImageError::io(&options.output))?
         .len();
+    output.commit()?;
     Ok(Built {
-        path: {
-            output.commit()?;
-            options.output.clone()
-        },
+        path: options.output.clone(),
         format,
         size,
-        nodes,
+        nodes: job.nodes().count() as u64,
         uuid: uuid.map(options::uuid_text),
     })
 }
@@ -83,19 +74,7 @@ pub fn build_with(options: &BuildOptions, partial: &Partial) -> Result<Built, Im
 pub fn initramfs_of_tar(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
     let mut tree = Tree::new();
     source::lay_bytes(bytes, &mut tree)?;
-    let made = tree.settle_times(None);
-    let walked = tree.walk();
-    let job = write::Job {
-        links: &tree.links(&walked),
-        walked: &walked,
-        tree: &tree,
-        made,
-        label: [0; 16],
-        uuid: None,
-        size: None,
-        format: ImageFormat::Cpio,
-        name: "the initramfs".to_owned(),
-    };
+    let job = write::Job::new(&mut tree, None, ImageFormat::Cpio, "the initramfs".to_owned());
     write::write_cpio(&job, Vec::new())
 }
 

@@ -84,9 +84,8 @@ impl Output {
     }
 
     /// Gives the file its name, in place of what had it.
-    pub(super) fn commit(self) -> Result<PathBuf, ImageError> {
-        self.place().map_err(ImageError::io(&self.path))?;
-        Ok(self.path.clone())
+    pub(super) fn commit(self) -> Result<(), ImageError> {
+        self.place().map_err(ImageError::io(&self.path))
     }
 
     fn place(&self) -> io::Result<()> {

@@ -1,13 +1,17 @@
 //! What tests of images share: tar files made entry by entry, and trees as plain values.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use tar::{EntryType, Header};
 
-use super::ImageFormat;
 use super::contents::Contents;
+use super::output::Output;
 use super::tree::{Kind, Meta, Node, Time, Tree, Walked};
-use super::write::{Job, Records};
+use super::write::{Job, Records, write};
+use super::{ImageError, ImageFormat, Partial};
 
 /// A tar file that grows.
 #[derive(Default)]
@@ -170,19 +174,31 @@ pub(super) fn sampler() -> Tree {
     tree
 }
 
-/// Runs `write` with what a tree is written by.
-pub(super) fn with_job<R>(tree: &mut Tree, format: ImageFormat, write: impl FnOnce(&Job<'_>) -> R) -> R {
-    let made = tree.settle_times(None);
-    let walked = tree.walk();
-    write(&Job {
-        links: &tree.links(&walked),
-        walked: &walked,
-        tree,
-        made,
-        label: [0; 16],
-        uuid: None,
-        size: None,
-        format,
-        name: "test".to_owned(),
-    })
+/// Writes an image to the file at `path`.
+pub(super) fn write_image(job: &Job<'_>, path: &Path) -> Result<(), ImageError> {
+    let output = Output::create(path, &Partial::default())?;
+    write(job, &output)?;
+    output.commit()
+}
+
+/// Runs a program of the system, which must succeed. Returns what it says.
+pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> String {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("this test needs {program}; tests/packages installs it: {error}"));
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    said
+}
+
+/// What a tree is written by.
+pub(super) fn job(tree: &mut Tree, format: ImageFormat) -> Job<'_> {
+    Job::new(tree, None, format, "test".to_owned())
 }

@@ -384,15 +384,15 @@ impl Tree {
     }
 
     /// Makes no time later than `latest`, and gives those that have none the newest there is. Returns that.
-    pub(super) fn settle_times(&mut self, latest: Option<i64>) -> Time {
+    pub(super) fn settle_times(&mut self, walked: &[Walked], latest: Option<i64>) -> Time {
         let latest = latest.map(|seconds| Time { seconds, nanos: 0 });
         for node in &mut self.nodes {
             if let (Some(time), Some(latest)) = (&mut node.meta.mtime, latest) {
                 *time = latest.min(*time);
             }
         }
-        let in_tree: Vec<NodeId> = self.walk().iter().map(|entry| entry.node).collect();
-        let newest = in_tree.iter().filter_map(|id| self.nodes[*id].meta.mtime).max();
+        let in_tree = walked.iter().map(|entry| &self.nodes[entry.node]);
+        let newest = in_tree.filter_map(|node| node.meta.mtime).max();
         let made = latest.or(newest).unwrap_or_default();
         for node in &mut self.nodes {
             node.meta.mtime.get_or_insert(made);

@@ -1,39 +1,20 @@
 //! Images that tools of the system and Berth's own writers made, and bytes that nobody made.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use proptest::prelude::*;
 
-use super::super::output::{Output, Partial};
-use super::super::testing::{Archive, plain, sampler, with_job};
+use super::super::testing::{Archive, job, plain, run, sampler, write_image};
 use super::super::tree::Kind;
-use super::super::write::write;
 use super::super::{ImageFormat, initramfs_of_tar};
 use super::{ImageInfo, cpio, info, info_of_bytes, text};
-
-fn run(program: &str, arguments: &[&str], input: &str) {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap_or_else(|error| panic!("this test needs {program}; tests/packages installs it: {error}"));
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success(), "{program} {arguments:?}");
-}
 
 /// Berth's own image of the sampler.
 fn built(folder: &Path, format: ImageFormat) -> PathBuf {
     let path = folder.join(format.name());
-    with_job(&mut sampler(), format, |job| {
-        let output = Output::create(&path, &Partial::default()).unwrap();
-        write(job, &output).unwrap();
-        output.commit().unwrap();
-    });
+    write_image(&job(&mut sampler(), format), &path).unwrap();
     path
 }
 
@@ -62,15 +43,8 @@ fn what_berth_builds_is_told() {
         (erofs.kind, erofs.root.possible, erofs.uuid.is_some()),
         ("erofs", true, true)
     );
-    assert_eq!(
-        erofs.inodes,
-        Some(with_job(&mut sampler(), ImageFormat::Erofs, |job| job
-            .walked
-            .iter()
-            .filter(|entry| !entry.again)
-            .count()
-            as u64))
-    );
+    let nodes = job(&mut sampler(), ImageFormat::Erofs).nodes().count() as u64;
+    assert_eq!(erofs.inodes, Some(nodes));
     let squashfs = of(ImageFormat::Squashfs);
     assert_eq!((squashfs.kind, squashfs.root.possible), ("squashfs", false));
     assert!(squashfs.features.contains(&"zstd".to_owned()), "{squashfs:?}");
@@ -247,33 +221,32 @@ fn a_tree_goes_through_an_initramfs_unchanged() {
         Ok(())
     })
     .unwrap();
-    with_job(&mut tree, ImageFormat::Cpio, |job| {
-        let expected = plain(job.tree);
-        let names: Vec<_> = job.walked.iter().skip(1).collect();
-        assert_eq!(found.len(), names.len());
-        for ((entry, bytes), walked) in found.iter().zip(names) {
-            assert_eq!(entry.name, walked.path);
-            let node = &expected[&String::from_utf8_lossy(&walked.path).into_owned()];
-            let meta = &node.meta;
-            assert_eq!(entry.mode, u32::from(meta.mode | node.bits));
-            assert_eq!(
-                (entry.uid, entry.gid, entry.device),
-                (meta.uid, meta.gid, node.device)
-            );
-            assert_eq!(entry.links, job.links[walked.node]);
-            assert_eq!(
-                i64::from(entry.mtime),
-                meta.mtime.unwrap().seconds.clamp(0, u32::MAX.into())
-            );
-            // Of several names the last one comes with the data.
-            let mut others = found.iter().filter(|(other, _)| other.number == entry.number);
-            let last = others
-                .next_back()
-                .is_some_and(|(last, _)| last.name == entry.name);
-            let holds = last || !matches!(job.tree.node(walked.node).kind, Kind::File(_));
-            assert_eq!(bytes == &node.bytes, holds || node.bytes.is_empty());
-        }
-    });
+    let job = job(&mut tree, ImageFormat::Cpio);
+    let expected = plain(job.tree);
+    let names: Vec<_> = job.walked.iter().skip(1).collect();
+    assert_eq!(found.len(), names.len());
+    for ((entry, bytes), walked) in found.iter().zip(names) {
+        assert_eq!(entry.name, walked.path);
+        let node = &expected[&String::from_utf8_lossy(&walked.path).into_owned()];
+        let meta = &node.meta;
+        assert_eq!(entry.mode, u32::from(meta.mode | node.bits));
+        assert_eq!(
+            (entry.uid, entry.gid, entry.device),
+            (meta.uid, meta.gid, node.device)
+        );
+        assert_eq!(entry.links, job.links[walked.node]);
+        assert_eq!(
+            i64::from(entry.mtime),
+            meta.mtime.unwrap().seconds.clamp(0, u32::MAX.into())
+        );
+        // Of several names the last one comes with the data.
+        let mut others = found.iter().filter(|(other, _)| other.number == entry.number);
+        let last = others
+            .next_back()
+            .is_some_and(|(last, _)| last.name == entry.name);
+        let holds = last || !matches!(job.tree.node(walked.node).kind, Kind::File(_));
+        assert_eq!(bytes == &node.bytes, holds || node.bytes.is_empty());
+    }
 }
 
 fn changed(mut bytes: Vec<u8>, changes: &[(usize, u8)]) -> ImageInfo {

@@ -15,7 +15,7 @@ impl Digest {
         digest.number(job.made.seconds as u64);
         digest.number(job.size.unwrap_or_default());
         digest.field(&job.label);
-        for entry in job.walked {
+        for entry in &job.walked {
             digest.field(&entry.path);
             digest.number(entry.again.into());
             digest.node(job.tree.node(entry.node));

@@ -26,12 +26,11 @@ pub(super) use cpio::write as write_cpio;
 pub(super) use tar::{Records, write as write_tar};
 
 /// What is to be written.
-#[derive(Clone)]
 pub(super) struct Job<'a> {
     pub(super) tree: &'a Tree,
-    pub(super) walked: &'a [Walked],
+    pub(super) walked: Vec<Walked>,
     /// Links of each node, see [`Tree::links`].
-    pub(super) links: &'a [u32],
+    pub(super) links: Vec<u32>,
     /// When the image says that it was made.
     pub(super) made: Time,
     pub(super) label: [u8; 16],
@@ -43,7 +42,24 @@ pub(super) struct Job<'a> {
     pub(super) name: String,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// A tree with no time later than `latest`, as it is written where nothing else is asked for.
+    pub(super) fn new(tree: &'a mut Tree, latest: Option<i64>, format: ImageFormat, name: String) -> Self {
+        let walked = tree.walk();
+        let made = tree.settle_times(&walked, latest);
+        Self {
+            links: tree.links(&walked),
+            walked,
+            tree,
+            made,
+            label: [0; 16],
+            uuid: None,
+            size: None,
+            format,
+            name,
+        }
+    }
+
     fn failed(&self) -> impl Fn(io::Error) -> ImageError + '_ {
         |cause| ImageError::Io {
             name: self.name.clone(),
@@ -65,7 +81,7 @@ impl Job<'_> {
     }
 
     /// Nodes by the first path that leads to each.
-    fn nodes(&self) -> impl Iterator<Item = &Walked> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Walked> {
         self.walked.iter().filter(|entry| !entry.again)
     }
 

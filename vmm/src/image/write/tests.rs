@@ -2,13 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use super::super::output::{Output, Partial};
-use super::super::testing::{sampler, with_job};
+use super::super::testing::{self, job, sampler, write_image};
 use super::super::tree::Tree;
 use super::super::{ImageError, ImageFormat};
-use super::write;
+use super::Job;
 
 fn image(
     folder: &Path,
@@ -17,25 +15,16 @@ fn image(
     size: Option<u64>,
 ) -> Result<Vec<u8>, ImageError> {
     let path = folder.join(format.name());
-    with_job(tree, format, |job| {
-        let mut job = job.clone();
-        job.size = size;
-        let output = Output::create(&path, &Partial::default())?;
-        write(&job, &output)?;
-        output.commit()
-    })?;
+    let job = Job {
+        size,
+        ..job(tree, format)
+    };
+    write_image(&job, &path)?;
     Ok(fs::read(path).unwrap())
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("this test needs {program}; tests/packages installs it: {error}"));
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
-    said
+    testing::run(program, arguments, "")
 }
 
 #[test]

@@ -119,7 +119,7 @@ impl<'a> Writer<'a> {
         self.file
             .set_len(self.layout.blocks * BLOCK)
             .map_err(self.job.failed())?;
-        for entry in self.job.walked.iter().filter(|entry| !entry.again) {
+        for entry in self.job.nodes() {
             self.node(entry)?;
         }
         if matches!(self.lost_found, LostFound::Missing) {

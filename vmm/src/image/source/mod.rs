@@ -17,7 +17,6 @@ use std::sync::Arc;
 use self::input::{Archive, Input};
 use self::layer::Layer;
 use super::compress;
-use super::options::Owner;
 use super::tree::Tree;
 use super::{BuildOptions, ImageError};
 
@@ -44,7 +43,7 @@ fn lay(path: &Path, options: &BuildOptions, tree: &mut Tree, spool: &Path) -> Re
     let file = File::open(path).map_err(ImageError::io(path))?;
     let kind = file.metadata().map_err(ImageError::io(path))?;
     if kind.is_dir() {
-        return lay_directory(path, options.owner, &options.output, tree);
+        return directory::read(path, options.owner, &options.output, &mut Layer::new(tree));
     }
     let raw = if kind.is_file() {
         Raw::File(file, kind.len())
@@ -52,15 +51,6 @@ fn lay(path: &Path, options: &BuildOptions, tree: &mut Tree, spool: &Path) -> Re
         Raw::Stream(Box::new(file))
     };
     lay_archive(&name, raw, tree, spool)
-}
-
-fn lay_directory(
-    path: &Path,
-    owner: Option<Owner>,
-    output: &Path,
-    tree: &mut Tree,
-) -> Result<(), ImageError> {
-    directory::read(path, owner, output, &mut Layer::new(tree))
 }
 
 /// An archive as it comes.
@@ -74,38 +64,30 @@ fn lay_archive(name: &str, raw: Raw<'_>, tree: &mut Tree, spool: &Path) -> Resul
         name: name.to_owned(),
         cause,
     };
-    let (file, mut reader): (_, Box<dyn Read + '_>) = match raw {
+    let (mut file, mut reader): (_, Box<dyn Read + '_>) = match raw {
         Raw::File(file, len) => {
             let reader = file.try_clone().map_err(failed)?;
             (Some((file, len)), Box::new(reader))
         }
         Raw::Stream(reader) => (None, reader),
     };
-    let start = probe(&mut reader).map_err(failed)?;
-    let packed = berth_boot::Compression::detect(&start);
-    let whole = io::Cursor::new(start.clone()).chain(reader);
-    let archive = match (packed, file) {
-        (Some(compression), _) => {
-            let mut reader = compress::reader(compression, whole).map_err(failed)?;
-            let start = probe(&mut reader).map_err(|cause| unpacking(name, compression, &cause))?;
-            check_tar(name, &start)?;
-            let reader = Named {
-                inner: io::Cursor::new(start).chain(reader),
-                compression,
-            };
-            Archive::stream(Box::new(reader), spool)
-        }
-        (None, Some((file, len))) => {
-            check_tar(name, &start)?;
-            Archive::File {
-                file: Arc::new(file),
-                len,
-            }
-        }
-        (None, None) => {
-            check_tar(name, &start)?;
-            Archive::stream(Box::new(whole), spool)
-        }
+    let mut start = probe(&mut reader).map_err(failed)?;
+    if let Some(compression) = berth_boot::Compression::detect(&start) {
+        let packed = io::Cursor::new(start).chain(reader);
+        reader = Box::new(Named {
+            inner: compress::reader(compression, packed).map_err(failed)?,
+            compression,
+        });
+        start = probe(&mut reader).map_err(failed)?;
+        file = None;
+    }
+    check_tar(name, &start)?;
+    let archive = match file {
+        Some((file, len)) => Archive::File {
+            file: Arc::new(file),
+            len,
+        },
+        None => Archive::stream(Box::new(io::Cursor::new(start).chain(reader)), spool),
     };
     tar::read(name, Input::new(archive), &mut Layer::new(tree))
 }
@@ -140,13 +122,6 @@ pub(super) fn count_tar<'a>(reader: impl Read + 'a) -> TarCount {
         entries: layer.entries(),
         trouble: read.err().map(|error| error.to_string()),
     }
-}
-
-fn unpacking(name: &str, compression: berth_boot::Compression, cause: &io::Error) -> ImageError {
-    ImageError::source(
-        &name,
-        format!("its {} data cannot be unpacked: {cause}", compression.name()),
-    )
 }
 
 /// A decoder that says in its errors what it unpacks.

@@ -1,7 +1,7 @@
 //! The bytes of an archive: what files hold is left where it is if it can be read there later, and kept aside if not.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,20 +84,13 @@ impl<'a> Input<'a> {
                 None => spool.insert(Arc::new(tempfile::tempfile_in(folder)?)),
             };
             let start = *spooled;
-            let mut buffer = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
-            while *spooled - start < len {
-                let left = (len - (*spooled - start)).min(CHUNK as u64) as usize;
-                let count = match reader.read(&mut buffer[..left]) {
-                    Ok(0) => return Ok(None),
-                    Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(error) => return Err(error),
-                };
-                file.write_all_at(&buffer[..count], *spooled)?;
-                *spooled += count as u64;
-            }
-            self.at += len;
-            return Ok(Some(start));
+            // The file's position is its end: it is read elsewhere by offsets only.
+            let mut sink = BufWriter::with_capacity(len.min(CHUNK as u64) as usize, &**file);
+            let kept = io::copy(&mut reader.take(len), &mut sink)?;
+            sink.flush()?;
+            *spooled += kept;
+            self.at += kept;
+            return Ok((kept == len).then_some(start));
         }
         let start = self.at;
         Ok(self.skip(len)?.then_some(start))

@@ -58,8 +58,7 @@ fn of_start(
 }
 
 fn initramfs(look: &Look<'_>, compression: Option<Compression>) -> io::Result<ImageInfo> {
-    let (mut entries, mut init, mut packed) = (0, false, Vec::new());
-    packed.extend(compression);
+    let (mut entries, mut init) = (0, false);
     let read = cpio::read(look.stream()?, &mut |entry, _| {
         entries += 1;
         let name = entry.name.strip_prefix(b"./").unwrap_or(&entry.name);

@@ -1,6 +1,6 @@
 //! Disks: partition tables, CDs, and formats that stand for a disk.
 
-use std::io;
+use std::io::{self, Read};
 
 use uuid::Uuid;
 
@@ -54,10 +54,8 @@ fn qcow2(look: &Look<'_>) -> io::Result<Option<ImageInfo>> {
     }
     let (at, len) = (header.be64(8), header.be32(16).min(1023));
     let mut name = Vec::new();
-    for offset in 0..u64::from(len) {
-        if let Some([byte]) = look.read::<1>(at.saturating_add(offset))? {
-            name.push(byte);
-        }
+    if let Some(part) = look.part(at, len.into()) {
+        part.stream()?.read_to_end(&mut name)?;
     }
     let cluster_bits = header.be32(20);
     Ok(Some(ImageInfo {
@@ -129,7 +127,7 @@ fn partitioned(kind: &'static str, partitions: Vec<Partition>) -> ImageInfo {
     }
 }
 
-/// A window of an image.
+/// What lies in a part of an image.
 fn holds(look: &Look<'_>, start: u64, size: u64) -> io::Result<&'static str> {
     let Some(part) = look.part(start, size) else {
         return Ok("nothing: it lies past the end of the file");

@@ -56,25 +56,19 @@ impl BuildOptions {
 
     /// The label as it stands in a superblock.
     pub(super) fn label_bytes(&self) -> Result<[u8; 16], ImageError> {
-        let label = self.label.as_deref().unwrap_or_default().as_bytes();
+        let text = self.label.as_deref().unwrap_or_default();
+        let label = text.as_bytes();
         let mut bytes = [0; 16];
         match bytes.get_mut(..label.len()) {
             Some(place) if !label.contains(&0) => place.copy_from_slice(label),
             _ => {
                 return Err(ImageError::Option {
                     field: "label",
-                    what: format!(
-                        "{:?} is longer than 16 bytes, or has a byte 0 in it",
-                        self.label()
-                    ),
+                    what: format!("{text:?} is longer than 16 bytes, or has a byte 0 in it"),
                 });
             }
         }
         Ok(bytes)
-    }
-
-    fn label(&self) -> &str {
-        self.label.as_deref().unwrap_or_default()
     }
 
     /// The UUID asked for.

@@ -7,7 +7,7 @@ use std::{io, process, thread};
 use clap::{Args, Subcommand};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::say::{complain, print};
+use super::say::{complain, print, print_json};
 use crate::exit_code;
 use crate::image::{self, BuildOptions, Built, ImageFormat, Owner, Partial};
 use crate::signals::Signals;
@@ -134,8 +134,7 @@ fn build(args: &ImageBuildArgs) -> u8 {
         owner: args.owner,
     };
     match image::build_with(&options, &partial) {
-        // Plain data: writing it cannot fail.
-        Ok(built) if args.json => print(&(serde_json::to_string_pretty(&built).unwrap_or_default() + "\n")),
+        Ok(built) if args.json => print_json(&built),
         Ok(built) => print(&text(&built)),
         Err(error) => {
             complain(&error);
@@ -146,7 +145,7 @@ fn build(args: &ImageBuildArgs) -> u8 {
 
 fn info(args: &ImageInfoArgs) -> u8 {
     match image::info::info(&args.file) {
-        Ok(info) if args.json => print(&(serde_json::to_string_pretty(&info).unwrap_or_default() + "\n")),
+        Ok(info) if args.json => print_json(&info),
         Ok(info) => print(&image::info::text(&info)),
         Err(error) => {
             complain(&error);

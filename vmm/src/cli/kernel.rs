@@ -10,7 +10,7 @@ use berth_boot::{Format, KernelReport, KernelSource};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::say::{complain, print};
+use super::say::{complain, print, print_json};
 use crate::exit_code;
 
 /// Arguments of `berth kernel`.
@@ -107,8 +107,7 @@ pub(super) fn run(args: &KernelArgs) -> u8 {
         Ok(report) => {
             let info = Info::of(&report);
             if args.json {
-                // Plain data: writing it cannot fail.
-                print(&(serde_json::to_string_pretty(&info).unwrap_or_default() + "\n"))
+                print_json(&info)
             } else {
                 print(&info.text())
             }

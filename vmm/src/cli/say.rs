@@ -4,6 +4,8 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
+use serde::Serialize;
+
 use crate::exit_code;
 
 /// The signal that a reader's going sends to programs that did not ask otherwise.
@@ -15,6 +17,13 @@ const LINE_MAX: usize = 8192;
 pub(super) fn print(text: &str) -> u8 {
     let mut stdout = io::stdout().lock();
     printed(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+}
+
+/// Prints a result as JSON.
+pub(super) fn print_json(value: &impl Serialize) -> u8 {
+    // Plain data: writing it cannot fail.
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    print(&(text + "\n"))
 }
 
 /// The exit code for a result that was printed or not.

@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::args::{SnapshotInfoArgs, SnapshotMergeArgs, SnapshotVerb};
-use super::say::{complain, print};
+use super::say::{complain, print, print_json};
 use crate::events;
 use crate::exit_code;
 use crate::machine;
@@ -80,9 +80,7 @@ fn info(args: &SnapshotInfoArgs) -> u8 {
     }
     let info = Info::of(&found, args.verify);
     if args.json {
-        // Plain data: writing it cannot fail.
-        let text = serde_json::to_string_pretty(&info).unwrap_or_default();
-        print(&(text + "\n"))
+        print_json(&info)
     } else {
         print(&info.text(&found.body))
     }

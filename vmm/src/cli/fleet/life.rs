@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::args::RunArgs;
 use super::super::run as foreground;
-use super::super::say::{complain, print};
+use super::super::say::{complain, print, print_json};
 use super::args::{RemoveArgs, StateDir, StopArgs, VmsArgs};
 use super::{code, each, open, refuse, tell};
 use crate::exit_code;
@@ -205,7 +205,7 @@ pub(in super::super) fn wait(args: &VmsArgs) -> u8 {
             }
         }
         if args.json {
-            super::print_json(&Value::Array(values));
+            print_json(&Value::Array(values));
         }
         first
     }))

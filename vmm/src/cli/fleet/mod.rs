@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::say::{complain, print};
+use super::say::{complain, print, print_json};
 use crate::exit_code;
 use crate::fleet::{Entry, Fleet, FleetError};
 use args::{StateDir, VmsArgs};
@@ -91,12 +91,6 @@ fn tell(done: &[Result<Entry, FleetError>], json: bool) -> u8 {
 /// Each word on a line.
 fn lines<'a>(words: impl Iterator<Item = &'a str>) -> String {
     words.flat_map(|word| [word, "\n"]).collect()
-}
-
-fn print_json(value: &Value) -> u8 {
-    // A value is JSON already: writing it cannot fail.
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    print(&(text + "\n"))
 }
 
 /// All that is known about a VM in a few words, but for what it is.

@@ -11,9 +11,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use super::super::say::{print, printed};
+use super::super::say::{print, print_json, printed};
 use super::args::{EventsArgs, InspectArgs, LogsArgs, PsArgs};
-use super::{code, describe, lines, open, print_json, refuse};
+use super::{code, describe, lines, open, refuse};
 use crate::exit_code;
 use crate::fleet::journal::Follower;
 use crate::fleet::{Entry, FleetError, State, Status};
@@ -31,7 +31,7 @@ pub(in super::super) fn ps(args: PsArgs) -> u8 {
             }
         }
         Ok(if args.json {
-            print_json(&shown.iter().map(|(entry, _)| summary(entry)).collect())
+            print_json(&shown.iter().map(|(entry, _)| summary(entry)).collect::<Value>())
         } else if args.quiet {
             print(&lines(shown.iter().map(|(entry, _)| entry.meta().id.as_str())))
         } else {

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 
 use serde_json::json;
 
-use super::super::say::print;
+use super::super::say::{print, print_json};
 use super::args::{ForkArgs, RestoreArgs, SaveArgs};
-use super::{absolute, code, open, print_json, refuse, tell};
+use super::{absolute, code, open, refuse, tell};
 use crate::fleet::fork::{self, Base, Clones};
 use crate::fleet::launch::{self, Launch};
 use crate::fleet::{Entry, Fleet, FleetError, NewVm, drive};

@@ -438,7 +438,17 @@ fn check_name(name: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// A device's numbers as Linux puts them into 32 bits.
+pub(super) fn device_number(major: u32, minor: u32) -> u32 {
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
+}
+
 impl Time {
+    /// Whole seconds where there are 32 bits for them, none of them for a sign.
+    pub(super) fn unsigned(self) -> u32 {
+        self.seconds.clamp(0, u32::MAX.into()) as u32
+    }
+
     /// As a decimal number.
     pub(super) fn decimal(self) -> String {
         match (self.seconds < 0, self.nanos) {

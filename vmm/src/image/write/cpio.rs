@@ -73,14 +73,13 @@ impl<W: Write> Archive<W> {
             return Err(job.unfit(&entry.path, format!("a file of {size} bytes"), "use ext4 for it"));
         };
         let (major, minor) = node.kind.device();
-        let time = node.meta.mtime.unwrap_or_default().seconds;
         let header = Header {
             number,
             mode: u32::from(node.meta.mode | node.kind.type_bits()),
             uid: node.meta.uid,
             gid: node.meta.gid,
             links: job.links[entry.node],
-            mtime: time.clamp(0, u32::MAX.into()) as u32,
+            mtime: node.meta.mtime.unwrap_or_default().unsigned(),
             size,
             major,
             minor,

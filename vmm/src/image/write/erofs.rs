@@ -9,7 +9,7 @@ use std::fs::File;
 
 use super::super::ImageError;
 use super::super::contents::Contents;
-use super::super::tree::{Kind, Node, ROOT, Walked};
+use super::super::tree::{Kind, Node, ROOT, Walked, device_number};
 use super::bytes::Fields;
 use super::digest::Digest;
 use super::xattr::split;
@@ -185,9 +185,13 @@ fn inode(number: u32, node: &Node, place: &Place, links: u32) -> [u8; INODE] {
     }
     inode.u16(4, meta.mode | node.kind.type_bits());
     inode.u64(8, place.size);
-    let device = minor & 0xff | major << 8 | (minor & !0xff) << 12;
     let is_device = matches!(node.kind, Kind::CharDevice { .. } | Kind::BlockDevice { .. });
-    inode.u32(16, if is_device { device } else { place.first as u32 });
+    let block = if is_device {
+        device_number(major, minor)
+    } else {
+        place.first as u32
+    };
+    inode.u32(16, block);
     inode.u32(20, number);
     inode.u32(24, meta.uid);
     inode.u32(28, meta.gid);

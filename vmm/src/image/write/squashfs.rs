@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::super::ImageError;
 use super::super::output::Output;
-use super::super::tree::{ROOT, Time};
+use super::super::tree::ROOT;
 use super::{Job, put, tar};
 
 const PROGRAM: &str = "sqfstar";
@@ -56,17 +56,13 @@ fn set_root_time(job: &Job<'_>, file: &File) -> Result<(), ImageError> {
             what: "it has compressed the inodes although it was told not to".to_owned(),
         });
     }
-    let mtime = seconds(job.tree.node(ROOT).meta.mtime.unwrap_or_default());
+    let mtime = job.tree.node(ROOT).meta.mtime.unwrap_or_default().unsigned();
     put(
         job,
         file,
         &mtime.to_le_bytes(),
         block + 2 + (root & 0xffff) + MTIME,
     )
-}
-
-fn seconds(time: Time) -> u32 {
-    time.seconds.clamp(0, u32::MAX.into()) as u32
 }
 
 /// Ends the program's input, and waits for it.
@@ -108,7 +104,7 @@ fn command(job: &Job<'_>, output: &Output) -> Command {
             "-no-progress",
             "-exit-on-error",
         ])
-        .args(["-noI", "-mkfs-time", &seconds(job.made).to_string()])
+        .args(["-noI", "-mkfs-time", &job.made.unsigned().to_string()])
         .args(["-root-mode", &format!("{:o}", root.mode)])
         .args(["-root-uid", &root.uid.to_string()])
         .args(["-root-gid", &root.gid.to_string()])

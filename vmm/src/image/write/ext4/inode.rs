@@ -1,6 +1,6 @@
 //! Inodes of 256 bytes (ext4, "Index Nodes").
 
-use super::super::super::tree::{Node, Time};
+use super::super::super::tree::{Node, Time, device_number};
 use super::super::bytes::Fields;
 use super::layout::INODE_SIZE;
 use super::{BLOCK, LINK_MAX};
@@ -104,8 +104,7 @@ impl Inode {
         if major < 256 && minor < 256 {
             self.bytes.u32(MAPPING.start, major << 8 | minor);
         } else {
-            let number = minor & 0xff | major << 8 | (minor & !0xff) << 12;
-            self.bytes.u32(MAPPING.start + 4, number);
+            self.bytes.u32(MAPPING.start + 4, device_number(major, minor));
         }
     }
 

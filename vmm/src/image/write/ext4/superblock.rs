@@ -93,7 +93,7 @@ fn bitmap(used: u64, len: u64) -> Vec<u8> {
 fn superblock(facts: &Facts<'_>, free_blocks: u64) -> Vec<u8> {
     let layout = facts.layout;
     let inodes = layout.groups * layout.inodes_per_group;
-    let made = facts.job.made.seconds.clamp(0, u32::MAX.into()) as u32;
+    let made = facts.job.made.unsigned();
     let mut block = vec![0; 1024];
     block.u32(0, inodes as u32);
     block.u32(4, layout.blocks as u32);

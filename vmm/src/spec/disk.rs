@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limit::FlagLimit;
-use super::options::{key_value, lossy, set, split};
+use super::options::{key_value, lossy, number, once, set, split};
 use super::{OptionError, RateLimitSpec, table};
 
 pub(super) const FORM: &str = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
@@ -174,10 +174,10 @@ impl DiskSpec {
             }
         }
         if let Some(queues) = queues {
-            disk.queues = queues.parse().map_err(|_| OptionError::Number(queues))?;
+            disk.queues = number(&queues)?;
         }
         if let Some(thread) = io_thread {
-            disk.io_thread = thread.parse().map_err(|_| OptionError::Number(thread))?;
+            disk.io_thread = number(&thread)?;
         }
         if let Some(value) = format {
             disk.format = word("format", value, "raw, qcow2 and detect")?;
@@ -211,13 +211,6 @@ impl DiskSpec {
             },
         }
     }
-}
-
-fn once(flag: &mut bool, key: &'static str) -> Result<(), OptionError> {
-    if std::mem::replace(flag, true) {
-        return Err(OptionError::Twice(key));
-    }
-    Ok(())
 }
 
 /// One of the words that files have for it too.

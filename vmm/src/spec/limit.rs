@@ -4,7 +4,7 @@ use berth_devices::limiter::{BucketConfig, LimiterConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::options::OptionError;
+use super::options::{OptionError, number};
 use super::{ByteSize, table};
 
 /// Limits to what a device does. What is left out is not limited.
@@ -122,11 +122,8 @@ impl FlagLimit {
                     .then_some("bandwidth")
             }
             b"ops" => {
-                let size = value
-                    .parse()
-                    .map_err(|_| OptionError::Number(value.clone().into_owned()))?;
                 let limit = OpsSpec {
-                    size,
+                    size: number(&value)?,
                     refill_ms: SECOND,
                     burst: 0,
                 };

@@ -12,7 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::limit::FlagLimit;
-use super::options::{OptionError, key_value, lossy, set, split};
+use super::options::{OptionError, key_value, lossy, number, once, set, split};
 use super::{RateLimitSpec, table};
 
 const FORM: &str = "tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
@@ -93,7 +93,7 @@ impl NetSpec {
         }
         net.tap = tap.unwrap_or_default();
         if let Some(thread) = io_thread {
-            net.io_thread = thread.parse().map_err(|_| OptionError::Number(thread))?;
+            net.io_thread = number(&thread)?;
         }
         net.rx_rate_limit = limit.finish();
         net.tx_rate_limit.clone_from(&net.rx_rate_limit);
@@ -140,13 +140,6 @@ impl NetSpec {
             format!("user-mode, published:{}", ports.concat())
         }
     }
-}
-
-fn once(flag: &mut bool, key: &'static str) -> Result<(), OptionError> {
-    if std::mem::replace(flag, true) {
-        return Err(OptionError::Twice(key));
-    }
-    Ok(())
 }
 
 /// A port of the host that leads to one of the guest's, as `[ADDRESS:]HOST:GUEST[/udp]`.

@@ -5,6 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use super::{PublishError, SerialSpec, SizeError};
 
@@ -122,6 +123,19 @@ pub(super) fn set(slot: &mut Option<String>, value: &[u8], key: &'static str) ->
         Some(_) => Err(OptionError::Twice(key)),
         None => Ok(()),
     }
+}
+
+/// Raises a flag that stands for itself.
+pub(super) fn once(flag: &mut bool, key: &'static str) -> Result<(), OptionError> {
+    if std::mem::replace(flag, true) {
+        return Err(OptionError::Twice(key));
+    }
+    Ok(())
+}
+
+/// Reads a whole number.
+pub(super) fn number<T: FromStr>(text: &str) -> Result<T, OptionError> {
+    text.parse().map_err(|_| OptionError::Number(text.to_owned()))
 }
 
 #[cfg(test)]

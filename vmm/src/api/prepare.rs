@@ -1,8 +1,6 @@
 //! What a process that serves the API knows before its first client: a configuration file of Firecracker's, its metadata, where
 //! its log and metrics go. Each part of the file is handed to the route that takes it, so file and API cannot differ.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,8 +24,8 @@ use crate::machine::{Machine, read_metadata};
 use crate::spec::{self, Fault, VmSpec};
 use crate::timing::Timing;
 
-/// A longer file is no configuration but a mistake.
-const FILE_MAX: u64 = 1 << 20;
+/// A longer file, in MiB, is no configuration but a mistake.
+const MIB_MAX: u64 = 1;
 
 /// What is known before the first client.
 #[derive(Default)]
@@ -219,15 +217,7 @@ impl CpuFile {
 }
 
 fn text(path: &Path) -> Result<String, String> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(FILE_MAX + 1).read_to_string(&mut text));
-    match read {
-        Err(cause) => Err(cause.to_string()),
-        Ok(_) if text.len() as u64 > FILE_MAX => {
-            Err("it is longer than 1 MiB, which no configuration is".to_owned())
-        }
-        Ok(_) => Ok(text),
-    }
+    spec::text(path, MIB_MAX, "configuration").map_err(|cause| cause.to_string())
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! Metadata from a file, for a guest that will ask for it.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 
 use berth_devices::virtio::net::mmds::MetadataStore;
@@ -10,8 +8,8 @@ use serde_json::{Map, Value};
 use super::MachineError;
 use crate::spec::{self, Fault, VmSpec};
 
-/// A longer file is no metadata but a mistake.
-const FILE_MAX: u64 = 16 << 20;
+/// A longer file, in MiB, is no metadata but a mistake.
+const MIB_MAX: u64 = 16;
 
 /// Reads the file that `spec` names into `store`, if it names one and nobody has put anything there before.
 pub(super) fn load(spec: &VmSpec, store: &MetadataStore) -> Result<(), MachineError> {
@@ -27,19 +25,10 @@ pub(super) fn load(spec: &VmSpec, store: &MetadataStore) -> Result<(), MachineEr
 /// Reads `file` into `store`.
 pub(crate) fn read(file: &Path, store: &MetadataStore) -> Result<(), Fault> {
     let fault = |why: String| Fault::new("mmds", format!("{}: {why}", file.display()));
-    let text = text(file).map_err(|cause| fault(cause.to_string()))?;
+    let text = spec::text(file, MIB_MAX, "metadata").map_err(|cause| fault(cause.to_string()))?;
     let object: Map<String, Value> =
         spec::json(&text, "the metadata").map_err(|cause| fault(cause.to_string()))?;
     store
         .put(Value::Object(object))
         .map_err(|cause| fault(format!("the metadata does not fit: {cause}")))
-}
-
-fn text(file: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(file)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > FILE_MAX {
-        return Err(io::Error::other("it is longer than 16 MiB, which no metadata is"));
-    }
-    Ok(text)
 }

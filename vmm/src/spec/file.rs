@@ -121,6 +121,19 @@ pub fn read(path: &Path) -> Result<VmSpec, FileError> {
     Ok(spec)
 }
 
+/// Reads the text file at `path`, which is no `what` if it is longer than `mib` MiB.
+pub(crate) fn text(path: &Path, mib: u64, what: &str) -> io::Result<String> {
+    let most = mib << 20;
+    let mut text = String::new();
+    File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(io::Error::other(format!(
+            "it is longer than {mib} MiB, which no {what} is"
+        )));
+    }
+    Ok(text)
+}
+
 /// Reads a description from text. Nothing is taken from anywhere else, so this is what the fuzzer feeds.
 pub fn parse(text: &str, format: Format) -> Result<VmSpec, ParseError> {
     // A mark that some editors put in front.

@@ -33,7 +33,7 @@ pub use cpu_template::{
 };
 pub use disk::{CacheSpec, DiskSpec, EngineSpec, FormatSpec};
 pub use file::{FileError, Format, ParseError, parse, read};
-pub(crate) use file::{json, nearest_of, toml};
+pub(crate) use file::{json, nearest_of, text, toml};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
 pub use mmds::{MmdsSpec, MmdsVersion};
 pub use net::{NetSpec, PublishError, PublishSpec};

@@ -101,16 +101,8 @@ pub fn run<S>(
     match &options.load {
         Some(load) => machine.load(load)?,
         None if options.wait => {}
-        None if machine.spec().warm && !cold => {
-            let faults = warm::unfit(machine.spec());
-            match warm::entry(machine.spec()).filter(|_| faults.is_empty()) {
-                Some(entry) => machine.start_warm(entry)?,
-                None if faults.is_empty() => machine.start()?,
-                None => return Err(MachineError::Faults(faults)),
-            }
-        }
-        None if machine.spec().kernel.is_some() => machine.start()?,
-        None => match warm::entry(machine.spec()).filter(|_| !cold) {
+        None if cold => machine.start()?,
+        None => match warm_entry(machine.spec())? {
             Some(entry) => machine.start_warm(entry)?,
             None => machine.start()?,
         },
@@ -125,6 +117,18 @@ pub fn run<S>(
     // Whoever has closed standard error does not want the report.
     let _ = io::stderr().write_all(machine.timing_report().as_bytes());
     failed.map_or(Ok(reason), Err)
+}
+
+/// Where the guest is kept booted: the shipped one by itself where it can be, another one when asked.
+fn warm_entry(spec: &VmSpec) -> Result<Option<warm::Entry>, MachineError> {
+    if spec.warm {
+        let faults = warm::unfit(spec);
+        if !faults.is_empty() {
+            return Err(MachineError::Faults(faults));
+        }
+    }
+    let kept = spec.warm || spec.kernel.is_none();
+    Ok(kept.then(|| warm::entry(spec)).flatten())
 }
 
 /// Tells everybody that the machine has ended, and how.

@@ -80,9 +80,8 @@ impl SnapshotRequest {
 
     /// What is told when it is taken.
     pub(crate) fn event(&self) -> EventKind {
-        let (SnapshotTarget::Directory(path) | SnapshotTarget::Files { state: path, .. }) = &self.target;
         EventKind::Snapshot {
-            path: path.clone(),
+            path: self.target.path().to_owned(),
             kind: self.kind.name(),
         }
     }
@@ -242,11 +241,9 @@ struct Pending {
 impl Pending {
     /// Everything but the memory of `vm`.
     fn new(vm: &Vm, spec: &VmSpec, request: &SnapshotRequest) -> Result<Self, SnapshotError> {
-        let path = match &request.target {
-            SnapshotTarget::Directory(path) | SnapshotTarget::Files { state: path, .. } => path,
-        };
+        let path = request.target.path();
         let write = |cause| SnapshotError::Write {
-            path: path.clone(),
+            path: path.to_owned(),
             cause,
         };
         let id = SnapshotId::random().map_err(write)?;
@@ -274,7 +271,7 @@ impl Pending {
             components,
         };
         Ok(Self {
-            path: path.clone(),
+            path: path.to_owned(),
             staging,
             file,
             identity: Identity {

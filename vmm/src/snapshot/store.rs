@@ -37,6 +37,15 @@ pub enum SnapshotTarget {
     },
 }
 
+impl SnapshotTarget {
+    /// The file or directory by which it is known.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) | Self::Files { state: path, .. } => path,
+        }
+    }
+}
+
 /// Files that are being written. Dropped before [`commit`](Self::commit) they are removed.
 pub(super) struct Staging {
     target: SnapshotTarget,

@@ -74,13 +74,8 @@ pub struct Api {
 }
 
 impl Api {
-    /// Serves the API of the machine behind `control` at `path`.
-    pub fn start(path: &Path, control: ControlHandle) -> Result<Self, ApiStartError> {
-        Self::prepared(path, control, Prepared::default())
-    }
-
-    /// The same with what was prepared for it.
-    pub fn prepared(path: &Path, control: ControlHandle, prepared: Prepared) -> Result<Self, ApiStartError> {
+    /// Serves the API of the machine behind `control` at `path`, with what was prepared for it.
+    pub fn start(path: &Path, control: ControlHandle, prepared: Prepared) -> Result<Self, ApiStartError> {
         let Prepared { side, limits, .. } = prepared;
         let (listener, file) = socket::listen(path)?;
         let (ended, end) = watch::channel(false);

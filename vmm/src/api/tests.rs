@@ -60,7 +60,7 @@ impl Host {
             limits,
             ..Prepared::default()
         };
-        let api = Api::prepared(&path, control.clone(), prepared).unwrap();
+        let api = Api::start(&path, control.clone(), prepared).unwrap();
         Self {
             api: Some(api),
             control,

@@ -151,7 +151,7 @@ pub(super) fn execute(
             tenure.attend(handle.events(), started);
         }
         match &api {
-            Some(path) => Ok((Some(Api::prepared(path, handle, prepared)?), None)),
+            Some(path) => Ok((Some(Api::start(path, handle, prepared)?), None)),
             None => Ok((None, MetricsWriter::start(handle, prepared)?)),
         }
     };

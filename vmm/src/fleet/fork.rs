@@ -20,7 +20,7 @@ use super::error::io_error;
 use super::{Entry, Fleet, FleetError, Manner, NewVm, State, drive};
 use crate::events::Identity;
 use crate::snapshot::Found;
-use crate::spec::{DiskSpec, SerialSpec, VmSpec};
+use crate::spec::{DiskSpec, SerialSpec, VmSpec, mac_text};
 
 /// What clones have in common.
 #[derive(Debug)]
@@ -342,7 +342,7 @@ fn mac(root: &Path, name: &str, index: usize) -> String {
     let mut hasher = DefaultHasher::new();
     (root, name, index).hash(&mut hasher);
     let [first, second, third, fourth, fifth, ..] = hasher.finish().to_le_bytes();
-    format!("02:{first:02x}:{second:02x}:{third:02x}:{fourth:02x}:{fifth:02x}")
+    mac_text([0x02, first, second, third, fourth, fifth])
 }
 
 fn image_name(index: usize) -> String {

@@ -36,6 +36,7 @@ pub use file::{FileError, Format, ParseError, parse, read};
 pub(crate) use file::{json, nearest_of, text, toml};
 pub use limit::{BandwidthSpec, OpsSpec, RateLimitSpec};
 pub use mmds::{MmdsSpec, MmdsVersion};
+pub(crate) use net::mac_text;
 pub use net::{NetSpec, PublishError, PublishSpec};
 pub use options::OptionError;
 pub use ready::ReadySpec;
@@ -173,7 +174,7 @@ impl VmSpec {
         for (number, net) in (1..).zip(&mut self.nets) {
             if net.mac.is_none() {
                 let mac = net.own_mac(number)?;
-                net.mac = Some(mac.map(|byte| format!("{byte:02x}")).join(":"));
+                net.mac = Some(mac_text(mac));
             }
         }
         Ok(())

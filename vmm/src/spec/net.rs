@@ -142,6 +142,11 @@ impl NetSpec {
     }
 }
 
+/// A hardware address as it is written.
+pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// A port of the host that leads to one of the guest's, as `[ADDRESS:]HOST:GUEST[/udp]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublishSpec {

@@ -24,6 +24,8 @@ use super::header::HEADER;
 const DEVICE: &str = "/dev/net/tun";
 /// Bytes of an interface's name, the NUL aside.
 const NAME_MAX: usize = libc::IFNAMSIZ - 1;
+/// What every user of a tap asks for: frames as they are, with virtio's header.
+const PLAIN: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Which offload lets the kernel give what a driver's feature allows.
 const OFFLOADS: [(u32, c_uint); 4] = [
@@ -121,9 +123,8 @@ impl Tap {
         }
         let interface = Interface::named(name)?;
         let fd = interface.device()?;
-        let plain = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         interface
-            .set_interface(&fd, plain)
+            .set_interface(&fd, PLAIN)
             .and_then(|()| interface.bring_up())
             .map_err(|cause| match Errno::from_io_error(&cause) {
                 Some(Errno::PERM | Errno::ACCESS) => TapError::MakeRights {
@@ -271,11 +272,10 @@ impl<'a> Interface<'a> {
     /// Makes `fd` the interface's. TUNSETIFF makes an interface that does not exist, but we have just seen it; should it have
     /// been deleted since, what was made is not persistent, and goes with the descriptor.
     fn attach(&self, fd: &OwnedFd) -> Result<(), TapError> {
-        let plain = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        let result = match self.set_interface(fd, plain) {
+        let result = match self.set_interface(fd, PLAIN) {
             // It may have been made for several queues, and then each user must say so.
             Err(cause) if Errno::from_io_error(&cause) == Some(Errno::INVAL) => {
-                self.set_interface(fd, plain | libc::IFF_MULTI_QUEUE)
+                self.set_interface(fd, PLAIN | libc::IFF_MULTI_QUEUE)
             }
             result => result,
         };

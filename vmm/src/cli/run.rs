@@ -77,14 +77,8 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
             overrides: Overrides {
                 serial: args.serial.clone(),
                 timeout: args.timeout,
-                nets: args.net.clone(),
-                consoles: args.console.clone(),
-                disks: args.disk.iter().map(|disk| disk.path.clone()).collect(),
-                overlays: args.disk.iter().map(|disk| disk.overlay.clone()).collect(),
-                vsock: args.vsock.as_ref().map(|vsock| vsock.path.clone()),
-                cid: args.vsock.as_ref().map(|vsock| vsock.cid),
                 keep_clock: args.keep_clock,
-                ..Overrides::default()
+                ..Overrides::of_devices(&args.disk, &args.net, &args.console, args.vsock.as_ref())
             },
             verify: args.verify,
             handler: args.uffd.take(),

@@ -14,7 +14,7 @@ use crate::ready::Awaited;
 use crate::snapshot::{
     self, Found, HostFacts, SnapshotError, SnapshotReport, SnapshotRequest, SnapshotTarget, Writing,
 };
-use crate::spec::{self, ConsoleSpec, Limits, NetSpec, SerialSpec, VmSpec};
+use crate::spec::{self, ConsoleSpec, DiskSpec, Limits, NetSpec, SerialSpec, VmSpec, VsockSpec};
 use crate::vm::{self, Built, Saved, SavedMemory};
 
 /// A snapshot to go on from.
@@ -57,6 +57,26 @@ pub struct Overrides {
     pub(crate) streams: Option<Streams>,
     /// Whether the guest's clocks stay where they were, instead of passing the time that the machine missed.
     pub keep_clock: bool,
+}
+
+impl Overrides {
+    /// Devices that lead where these do; those of a kind of which there are none lead where they did.
+    pub(crate) fn of_devices(
+        disks: &[DiskSpec],
+        nets: &[NetSpec],
+        consoles: &[ConsoleSpec],
+        vsock: Option<&VsockSpec>,
+    ) -> Self {
+        Self {
+            nets: nets.to_vec(),
+            consoles: consoles.to_vec(),
+            disks: disks.iter().map(|disk| disk.path.clone()).collect(),
+            overlays: disks.iter().map(|disk| disk.overlay.clone()).collect(),
+            vsock: vsock.map(|vsock| vsock.path.clone()),
+            cid: vsock.map(|vsock| vsock.cid),
+            ..Self::default()
+        }
+    }
 }
 
 impl Machine {

@@ -101,7 +101,6 @@ fn options(entry: &Entry, start: Instant) -> RunOptions {
     let manner = &entry.meta().manner;
     RunOptions {
         cold: manner.cold,
-        terminal: false,
         save_when_ready: manner.snapshot_when_ready.clone().map(SnapshotRequest::to),
         identity: Some(entry.identity()),
         ..RunOptions::new(start)
@@ -117,13 +116,7 @@ fn load(entry: &Entry, spec: &VmSpec) -> Option<LoadRequest> {
         overrides: Overrides {
             serial: Some(spec.serial.clone()),
             timeout: spec.timeout,
-            nets: spec.nets.clone(),
-            consoles: spec.consoles.clone(),
-            disks: spec.disks.iter().map(|disk| disk.path.clone()).collect(),
-            overlays: spec.disks.iter().map(|disk| disk.overlay.clone()).collect(),
-            vsock: spec.vsock.as_ref().map(|vsock| vsock.path.clone()),
-            cid: spec.vsock.as_ref().map(|vsock| vsock.cid),
-            ..Overrides::default()
+            ..Overrides::of_devices(&spec.disks, &spec.nets, &spec.consoles, spec.vsock.as_ref())
         },
         verify: false,
         handler: None,

@@ -121,6 +121,11 @@ impl ThreadsSpec {
         Duration::from_micros(self.poll_us.into())
     }
 
+    /// Whether any host CPUs are said.
+    pub(super) fn names_cpus(&self) -> bool {
+        !self.vcpu_cpus.is_empty() || !self.io_cpus.is_empty()
+    }
+
     /// The host CPUs of virtual CPU `index`, if they are said.
     pub(crate) fn of_vcpu(&self, index: u32) -> Option<CpuSet> {
         one(&self.vcpu_cpus, index)

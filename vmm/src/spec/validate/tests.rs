@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::spec::{Format, parse};
+use crate::spec::{DiskSpec, Format, parse};
 
 const HOST: Limits = Limits {
     cpus: 8,

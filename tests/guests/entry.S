@@ -4,6 +4,8 @@
  * Both end in guest_main(command line) in long mode, interrupts off, the first 5 GiB mapped one to one by tables that
  * lie ready in the file: on interpreted hosts filling them in would cost more than all else.
  */
+#include "long_mode.S"
+
 	.section .note.xen, "a", @note
 	.balign	4
 	.long	4, 8, 18		/* name and descriptor lengths, XEN_ELFNOTE_PHYS32_ENTRY */
@@ -24,20 +26,7 @@ pvh_start:
 	cli
 	movl	24(%ebx), %edi		/* hvm_start_info.cmdline_paddr */
 	movb	$'P', via
-	movl	%cr4, %eax
-	orl	$0x20, %eax		/* PAE */
-	movl	%eax, %cr4
-	movl	$pml4, %eax
-	movl	%eax, %cr3
-	movl	$0xc0000080, %ecx	/* EFER.LME */
-	rdmsr
-	orl	$0x100, %eax
-	wrmsr
-	movl	%cr0, %eax
-	orl	$0x80000001, %eax	/* PG, PE */
-	movl	%eax, %cr0
-	lgdt	gdt_pointer
-	ljmp	$8, $long_mode
+	enter_long_mode
 
 	.code64
 long_mode:

@@ -25,20 +25,7 @@ pvh_start:
 	cli
 	movl	%ebx, %edi
 	movl	$1, %esi		/* Entry::Pvh */
-	movl	%cr4, %eax
-	orl	$0x20, %eax		/* PAE */
-	movl	%eax, %cr4
-	movl	$pml4, %eax
-	movl	%eax, %cr3
-	movl	$0xc0000080, %ecx	/* EFER.LME */
-	rdmsr
-	orl	$0x100, %eax
-	wrmsr
-	movl	%cr0, %eax
-	orl	$0x80000001, %eax	/* PG, PE */
-	movl	%eax, %cr0
-	lgdt	gdt_pointer
-	ljmp	$8, $long_mode
+	enter_long_mode
 
 	.code64
 long_mode:

@@ -37,7 +37,11 @@ use report::Times;
 use serial::Serial;
 use transport::Transport;
 
-core::arch::global_asm!(include_str!("boot.S"), options(att_syntax));
+core::arch::global_asm!(
+    include_str!("../long_mode.S"),
+    include_str!("boot.S"),
+    options(att_syntax)
+);
 
 /// Tables that `boot.S` keeps for [`paging`].
 const SPARE_TABLES: u64 = 4;

@@ -11,7 +11,7 @@ use std::time::Instant;
 use berth_tests::fleet::Fleet;
 use serde::Serialize;
 
-use super::Spread;
+use super::{Spread, table};
 
 /// What clones of a booted guest cost.
 #[derive(clap::Args)]
@@ -96,30 +96,28 @@ pub(crate) fn main(options: &Options) {
         println!("{}", serde_json::to_string_pretty(&report).expect("plain data"));
         return;
     }
-    println!("| what | median | 10 % to 90 % |");
-    println!("|---|---|---|");
-    let row = |what: &str, spread: &Spread, unit: &str, scale: f64| {
-        let [median, p10, p90] = [spread.median, spread.p10, spread.p90].map(|value| value / scale);
-        println!("| {what} | {median:.2} {unit} | {p10:.2} to {p90:.2} |");
-    };
     let what = format!(
         "{count} clones of the booted shipped guest ({}), until all run ({rounds} rounds)",
         options.memory
     );
-    row(&what, &report.all, "s", 1.0);
-    row("the parent stands still", &report.pause, "ms", 1.0);
-    row(
-        "memory of a clone that no file backs",
-        &report.private,
-        "MiB",
-        1024.0,
-    );
-    row(
-        "memory of a clone, shared pages counted in parts (PSS)",
-        &report.pss,
-        "MiB",
-        1024.0,
-    );
+    table(&[
+        (&what, &report.all, "s", 1.0, 2),
+        ("the parent stands still", &report.pause, "ms", 1.0, 2),
+        (
+            "memory of a clone that no file backs",
+            &report.private,
+            "MiB",
+            1024.0,
+            2,
+        ),
+        (
+            "memory of a clone, shared pages counted in parts (PSS)",
+            &report.pss,
+            "MiB",
+            1024.0,
+            2,
+        ),
+    ]);
 }
 
 fn rollup(pid: u64) -> String {

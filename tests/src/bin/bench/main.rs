@@ -97,6 +97,18 @@ impl Spread {
     }
 }
 
+/// A line of a table: what it is of, the figures, their unit, which is so many times that of the values, and how many decimals to show.
+type Row<'a> = (&'a str, &'a Spread, &'a str, f64, usize);
+
+fn table(rows: &[Row<'_>]) {
+    println!("| what | median | 10 % to 90 % |");
+    println!("|---|---|---|");
+    for (what, spread, unit, scale, digits) in rows {
+        let [median, p10, p90] = [spread.median, spread.p10, spread.p90].map(|value| value / scale);
+        println!("| {what} | {median:.digits$} {unit} | {p10:.digits$} to {p90:.digits$} |");
+    }
+}
+
 fn main() {
     let options = Options::parse();
     match &options.what {
@@ -211,43 +223,21 @@ fn boot_timing() -> String {
 
 fn print(report: &Report) {
     let start = &report.start;
-    let row = |what: &str, spread: &Spread, unit: &str, scale: f64, digits: usize| {
-        let [median, p10, p90] = [spread.median, spread.p10, spread.p90].map(|value| value / scale);
-        println!("| {what} | {median:.digits$} {unit} | {p10:.digits$} to {p90:.digits$} |");
-    };
-    println!("| what | median | 10 % to 90 % |");
-    println!("|---|---|---|");
-    row(
-        "exec to exit, one-byte guest, 1 vCPU, 128 MiB: Berth",
-        &start.berth,
-        "ms",
-        1e3,
-        2,
-    );
-    row("the same: least KVM program", &start.floor, "ms", 1e3, 2);
-    row(
-        &format!("ratio, pair by pair ({} pairs)", start.runs),
-        &start.ratio,
-        "×",
-        1.0,
-        2,
-    );
+    let ratio = format!("ratio, pair by pair ({} pairs)", start.runs);
+    let exec = "exec to exit, one-byte guest, 1 vCPU, 128 MiB: Berth";
+    let mut rows: Vec<Row<'_>> = vec![
+        (exec, &start.berth, "ms", 1e3, 2),
+        ("the same: least KVM program", &start.floor, "ms", 1e3, 2),
+        (&ratio, &start.ratio, "×", 1.0, 2),
+    ];
+    let boots = report.boot.as_ref().map_or(0, |boot| boot.runs);
+    let exit = format!("shipped guest, exec to exit ({boots} boots)");
     if let Some(boot) = &report.boot {
-        row(
-            "shipped guest, exec to its command's first byte",
-            &boot.first_output,
-            "s",
-            1.0,
-            1,
-        );
-        row(
-            &format!("shipped guest, exec to exit ({} boots)", boot.runs),
-            &boot.exit,
-            "s",
-            1.0,
-            1,
-        );
+        let first = "shipped guest, exec to its command's first byte";
+        rows.push((first, &boot.first_output, "s", 1.0, 1));
+        rows.push((&exit, &boot.exit, "s", 1.0, 1));
     }
+    table(&rows);
     let Resident {
         guest,
         rss,

@@ -14,7 +14,7 @@ use berth_tests::{api, guests, program};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Spread, micros};
+use super::{Spread, micros, table};
 
 /// What saving and restoring cost.
 #[derive(clap::Args)]
@@ -73,31 +73,25 @@ pub(crate) fn main(options: &Options) {
         println!("{}", serde_json::to_string_pretty(&report).expect("plain data"));
         return;
     }
-    println!("| what | median | 10 % to 90 % |");
-    println!("|---|---|---|");
-    let row = |what: &str, spread: &Spread, unit: &str, scale: f64| {
-        let [median, p10, p90] = [spread.median, spread.p10, spread.p90].map(|value| value / scale);
-        println!("| {what} | {median:.2} {unit} | {p10:.2} to {p90:.2} |");
-    };
-    row(
-        "restore of 128 MiB, exec to the guest's first byte",
-        &report.restore_128_mib,
-        "ms",
-        1e3,
-    );
-    row("the same of 4 GiB", &report.restore_4_gib, "ms", 1e3);
-    row(
-        &format!("ratio, pair by pair ({runs} pairs)"),
-        &report.ratio,
-        "×",
-        1.0,
-    );
-    row(
-        "save of a guest of 1 GiB that has written 100 MiB",
-        &report.save_1_gib_100_mib_dirty,
-        "ms",
-        1e3,
-    );
+    let ratio = format!("ratio, pair by pair ({runs} pairs)");
+    table(&[
+        (
+            "restore of 128 MiB, exec to the guest's first byte",
+            &report.restore_128_mib,
+            "ms",
+            1e3,
+            2,
+        ),
+        ("the same of 4 GiB", &report.restore_4_gib, "ms", 1e3, 2),
+        (&ratio, &report.ratio, "×", 1.0, 2),
+        (
+            "save of a guest of 1 GiB that has written 100 MiB",
+            &report.save_1_gib_100_mib_dirty,
+            "ms",
+            1e3,
+            2,
+        ),
+    ]);
 }
 
 /// The guest that writes bytes without end once it has written `mib` MiB of its memory.

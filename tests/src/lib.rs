@@ -23,11 +23,10 @@ pub mod guests;
 pub mod invocation;
 pub mod memory;
 pub mod netns;
-mod noise;
 mod outcome;
 pub mod program;
 pub mod served;
 pub mod soak;
 pub mod tools;
 
-pub use noise::noise;
+pub use berth_devices::virtio::conformance::noise;

@@ -11,6 +11,7 @@ mod chains;
 mod handle;
 mod hostile;
 mod machine;
+mod noise;
 pub mod ring;
 mod suite;
 
@@ -21,4 +22,5 @@ pub use machine::{
     ACKNOWLEDGE, BUFFERS, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, MEMORY_END, Machine, NEEDS_RESET,
     RING_SIZE, VERSION_1,
 };
+pub use noise::noise;
 pub use suite::{REQUEST_SPACE, Request, Subject, run};

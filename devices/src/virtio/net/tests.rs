@@ -142,23 +142,21 @@ fn received(machine: &Machine, ring: &mut Ring, mut number: usize) -> Option<(u1
     Some((count, frame))
 }
 
-/// A card that `make` puts on a cable, and frames that it sends.
-fn subject(make: fn(Cable) -> Net) -> Subject {
-    let end: Arc<Mutex<Option<End>>> = Arc::default();
-    let (made, prepared, verified) = (end.clone(), end.clone(), end);
+/// A card that `make` makes, and frames that it sends. `drain` forgets what was sent so far, `verify` compares what comes next with a
+/// frame.
+fn sending(
+    make: impl Fn() -> Net + 'static,
+    drain: impl Fn() + 'static,
+    verify: impl Fn(&[u8]) + 'static,
+) -> Subject {
     let frame = |number: u32| (0..60).map(|at| at ^ number as u8).collect::<Vec<u8>>();
     Subject {
-        make: Box::new(move || {
-            let (cable, end) = cable();
-            *made.lock().unwrap() = Some(end);
-            Box::new(make(cable))
-        }),
+        make: Box::new(move || Box::new(make())),
         request: Request {
             queue: TRANSMIT,
             prepare: Box::new(move |memory, base, number| {
                 // What a hostile driver sent before is nobody's.
-                let end = prepared.lock().unwrap();
-                while end.as_ref().unwrap().take().is_some() {}
+                drain();
                 memory.write_slice(&[0; HEADER], GuestAddress(base)).unwrap();
                 memory
                     .write_slice(&frame(number), GuestAddress(base + 0x100))
@@ -171,14 +169,28 @@ fn subject(make: fn(Cable) -> Net) -> Subject {
             }),
             verify: Box::new(move |_, _, number, written| {
                 assert_eq!(written, 0);
-                let sent = verified.lock().unwrap().as_ref().unwrap().take().unwrap();
-                assert_eq!(
-                    (&sent[..HEADER], &sent[HEADER..]),
-                    (&[0; HEADER][..], &frame(number)[..])
-                );
+                verify(&frame(number));
             }),
         },
     }
+}
+
+/// A card that `make` puts on a cable.
+fn subject(make: fn(Cable) -> Net) -> Subject {
+    let end: Arc<Mutex<Option<End>>> = Arc::default();
+    let (made, drained) = (end.clone(), end.clone());
+    sending(
+        move || {
+            let (cable, end) = cable();
+            *made.lock().unwrap() = Some(end);
+            make(cable)
+        },
+        move || while drained.lock().unwrap().as_ref().unwrap().take().is_some() {},
+        move |frame| {
+            let sent = end.lock().unwrap().as_ref().unwrap().take().unwrap();
+            assert_eq!((&sent[..HEADER], &sent[HEADER..]), (&[0; HEADER][..], frame));
+        },
+    )
 }
 
 #[test]

@@ -12,24 +12,12 @@ use std::time::Duration;
 use super::connection::CREDIT;
 use super::packet::{BOTH, NO_RECEIVE, NO_SEND, op};
 use super::*;
+use crate::virtio::conformance::noise;
 use guest::{CID, Guest, Packet, Place};
 
 /// A port on which a host program, and one on which a guest program listens.
 const SERVICE: u32 = 52;
 const GUEST_PORT: u32 = 1024;
-
-/// Bytes that differ from those before and after.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    })
-    .take(len)
-    .collect()
-}
 
 fn patient(stream: &UnixStream) {
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -104,38 +104,26 @@ fn drain(end: &mut UnixStream) -> Vec<u8> {
 #[test]
 fn a_card_by_a_stream_conforms() {
     let end: Arc<Mutex<Option<UnixStream>>> = Arc::default();
-    let (made, prepared, verified) = (end.clone(), end.clone(), end);
-    let sent = |number: u32| frame(number as u8, 60);
-    conformance::run(&Subject {
-        make: Box::new(move || {
+    let (made, drained) = (end.clone(), end.clone());
+    conformance::run(&sending(
+        move || {
             let (ours, end) = UnixStream::pair().unwrap();
             end.set_nonblocking(true).unwrap();
             *made.lock().unwrap() = Some(end);
-            Box::new(Net::new(Box::new(Stream::new(ours).unwrap()), MAC))
-        }),
-        request: Request {
-            queue: TRANSMIT,
-            prepare: Box::new(move |memory, base, number| {
-                drain(prepared.lock().unwrap().as_mut().unwrap());
-                memory.write_slice(&[0; HEADER], GuestAddress(base)).unwrap();
-                memory
-                    .write_slice(&sent(number), GuestAddress(base + 0x100))
-                    .unwrap();
-                vec![
-                    Part::Read(base, HEADER as u32),
-                    Part::Read(base + 0x100, 20),
-                    Part::Read(base + 0x114, 40),
-                ]
-            }),
-            verify: Box::new(move |_, _, number, written| {
-                assert_eq!(written, 0);
-                let mut end = verified.lock().unwrap();
-                let mut bytes = [0; 64];
-                end.as_mut().unwrap().read_exact(&mut bytes).unwrap();
-                assert_eq!(bytes[..], streamed(&sent(number)));
-            }),
+            Net::new(Box::new(Stream::new(ours).unwrap()), MAC)
         },
-    });
+        move || drop(drain(drained.lock().unwrap().as_mut().unwrap())),
+        move |frame| {
+            let mut bytes = [0; 64];
+            end.lock()
+                .unwrap()
+                .as_mut()
+                .unwrap()
+                .read_exact(&mut bytes)
+                .unwrap();
+            assert_eq!(bytes[..], streamed(frame));
+        },
+    ));
 }
 
 #[test]

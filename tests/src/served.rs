@@ -105,6 +105,13 @@ impl Connection {
         self.answer()
     }
 
+    /// Asks as long as there is somebody to answer: nothing if the server has hung up, for its VM may end at any time.
+    pub fn ask_while_there(&mut self, verb: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
+        let sent = self.0.get_mut().write_all(request(verb, path, body).as_bytes());
+        let begun = sent.and_then(|()| self.0.fill_buf().map(|bytes| !bytes.is_empty()));
+        begun.is_ok_and(|any| any).then(|| self.answer())
+    }
+
     /// Reads one answer.
     pub fn answer(&mut self) -> (u16, Value) {
         let (mut status, mut length) = (0, 0);

@@ -61,6 +61,8 @@ struct Run<'a> {
     done: u64,
     kicks: u64,
     verified: u64,
+    /// The sum of what was written ([`pattern::mark`]).
+    content: u64,
     /// When it ends, in cycles.
     end: u64,
 }
@@ -105,6 +107,7 @@ pub fn run(
         done: 0,
         kicks: 0,
         verified: 0,
+        content: 0,
         end: 0,
     };
     if run.blocks == 0 || (options.verify && run.blocks < options.depth as u64) {
@@ -124,6 +127,7 @@ pub fn run(
     }
     let measured = Measured {
         verified: run.verified,
+        content: run.content,
         ..measured
     };
     device.reset();
@@ -184,6 +188,7 @@ impl Run<'_> {
             cycles,
             kicks: self.kicks,
             verified: 0,
+            content: 0,
             lost: 0,
             interrupts: report::interrupts() - interrupts,
         })
@@ -266,7 +271,7 @@ impl Run<'_> {
         if self.options.verify && kind == OUT {
             let at = self.generations + 4 * block;
             write32(at, read32(at) + 1);
-            pattern::fill(slot.data, bs, sector, read32(at));
+            pattern::fill(words(slot.data, bs as usize), sector, read32(at));
         }
         if self.options.verify && kind == IN {
             // Nothing that was read before is taken for what is read now.
@@ -337,7 +342,7 @@ impl Run<'_> {
             table => read32(table + 4 * block),
         };
         let sector = block * (self.options.bs as u64 / SECTOR);
-        pattern::check(data, self.options.bs, sector, generation)
+        pattern::check(words(data, self.options.bs as usize), sector, generation)
             .map_err(|(sector, found)| Failure::Content { sector, found })?;
         self.verified += 1;
         Ok(())
@@ -372,9 +377,12 @@ impl Run<'_> {
                 });
             }
             let generation = read32(self.generations + 4 * block);
-            pattern::check(data, self.options.bs, block * sectors, generation)
+            pattern::check(words(data, self.options.bs as usize), block * sectors, generation)
                 .map_err(|(sector, found)| Failure::Content { sector, found })?;
             self.verified += 1;
+            self.content = self
+                .content
+                .wrapping_add(pattern::mark(block * sectors, generation));
         }
         Ok(())
     }

@@ -145,6 +145,7 @@ impl Run<'_> {
             cycles,
             kicks: 0,
             verified: 0,
+            content: 0,
             lost: 0,
             interrupts: report::interrupts() - interrupts,
         })

@@ -1,12 +1,14 @@
-//! What written sectors hold, so that reading tells a sector that is another's, older than it should be, or torn.
-
-use crate::mem::words;
+//! What written sectors hold, so that reading tells a sector that is another's, older than it should be, or torn. Plain code, which
+//! the host's tests compile too.
 
 const MAGIC: u64 = 0x6265_7274_6862_6e63;
 
+/// Words of a sector.
+const SECTOR: usize = 64;
+
 /// Fills a buffer that will be written from `sector` on for the `generation`th time.
-pub fn fill(at: u64, len: u32, sector: u64, generation: u32) {
-    for (index, chunk) in words(at, len as usize).chunks_exact_mut(64).enumerate() {
+pub fn fill(words: &mut [u64], sector: u64, generation: u32) {
+    for (index, chunk) in words.chunks_exact_mut(SECTOR).enumerate() {
         let sector = sector + index as u64;
         chunk[0] = MAGIC ^ sector;
         chunk[1] = generation as u64;
@@ -18,8 +20,8 @@ pub fn fill(at: u64, len: u32, sector: u64, generation: u32) {
 
 /// Looks whether a buffer holds what was read from `sector` on: what `generation` wrote, or if that is 0, what any did or zeros.
 /// Fails with the sector and the first word that is wrong.
-pub fn check(at: u64, len: u32, sector: u64, generation: u32) -> Result<(), (u64, u64)> {
-    for (index, chunk) in words(at, len as usize).chunks_exact(64).enumerate() {
+pub fn check(words: &[u64], sector: u64, generation: u32) -> Result<(), (u64, u64)> {
+    for (index, chunk) in words.chunks_exact(SECTOR).enumerate() {
         let sector = sector + index as u64;
         if generation == 0 && chunk.iter().all(|word| *word == 0) {
             continue;
@@ -38,6 +40,26 @@ pub fn check(at: u64, len: u32, sector: u64, generation: u32) -> Result<(), (u64
         }
     }
     Ok(())
+}
+
+/// What a block from `sector` on that was written for the `generation`th time adds to the sum of a disk.
+pub fn mark(sector: u64, generation: u32) -> u64 {
+    mix(sector, generation, 0)
+}
+
+/// The sum of a disk of such blocks, of `block` words each, that the host has before it: of those that were written, which must be whole.
+#[allow(dead_code)] // The guest knows what it wrote.
+pub fn sum(disk: &[u64], block: usize) -> Result<u64, (u64, u64)> {
+    let mut sum = 0_u64;
+    for (index, words) in disk.chunks_exact(block).enumerate() {
+        let sector = (index * block / SECTOR) as u64;
+        let generation = words[1] as u32;
+        check(words, sector, generation)?;
+        if generation != 0 {
+            sum = sum.wrapping_add(mark(sector, generation));
+        }
+    }
+    Ok(sum)
 }
 
 fn mix(sector: u64, generation: u32, place: usize) -> u64 {

@@ -21,6 +21,8 @@ pub struct Measured {
     pub kicks: u64,
     /// Requests, frames or sectors whose content was compared.
     pub verified: u64,
+    /// The sum of what the disk holds of this run, where it was compared.
+    pub content: u64,
     /// Frames that did not come.
     pub lost: u64,
     /// Interrupts that came.
@@ -84,6 +86,7 @@ pub fn results(options: &Options, device: &Device, measured: &Measured, times: &
         ("kick_p50_ns", ns(times.kick.percentile(50))),
         ("interrupts", measured.interrupts),
         ("verified", measured.verified),
+        ("content", measured.content),
         ("lost", measured.lost),
     ] {
         let _ = write!(Serial, ",\"{name}\":{value}");

@@ -140,3 +140,27 @@ fn the_runner_measures_every_case_under_berth_and_on_the_host_and_all_content_is
         }
     }
 }
+
+#[test]
+fn the_runner_makes_the_file_that_it_is_to_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made.img");
+    let outcome = Invocation::of(program::io_bench())
+        .args([
+            "--runs",
+            "1",
+            "--ms",
+            "20",
+            "--size",
+            "2",
+            "--only",
+            "4k random read, depth 1",
+            "--berth",
+        ])
+        .arg(program::berth())
+        .arg("--file")
+        .arg(&path)
+        .finish();
+    outcome.expect_code(0);
+    assert_eq!(path.metadata().unwrap().len(), 2 << 20, "{outcome}");
+}

@@ -27,6 +27,7 @@ mod linux;
 mod mmds;
 mod net;
 mod net_user;
+mod pauses;
 mod shipped;
 mod snapshot;
 mod streams;

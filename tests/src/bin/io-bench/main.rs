@@ -24,7 +24,7 @@ mod process;
 mod report;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use berth_tests::program;
@@ -73,7 +73,7 @@ struct BenchOptions {
     /// Milliseconds of measuring in each run.
     #[arg(long, default_value_t = 1000)]
     ms: u64,
-    /// The disk's file; made in memory (/dev/shm) if there is none. What it holds is lost.
+    /// The disk's file, made and kept if it is not there; one in memory (/dev/shm) without it. What it holds is lost.
     #[arg(long)]
     file: Option<PathBuf>,
     /// MiB of the file, if it is to be made.
@@ -114,11 +114,7 @@ fn main() {
 }
 
 fn bench(options: &BenchOptions) {
-    let made = options.file.is_none().then(|| make_file(options.size));
-    let disk = options
-        .file
-        .clone()
-        .unwrap_or_else(|| made.as_ref().expect("one of them is there").path().to_owned());
+    let (disk, _made) = disk(options);
     let cases: Vec<Case> = if options.case.is_empty() {
         case::built_in()
             .into_iter()
@@ -204,8 +200,21 @@ fn monitors(options: &BenchOptions) -> (Vec<Monitor>, Vec<String>) {
     (found, absent)
 }
 
-/// A file in memory, with all of it written.
-fn make_file(mib: u64) -> tempfile::NamedTempFile {
+/// The disk's file, and what takes it away at the end if it was made for this run alone.
+fn disk(options: &BenchOptions) -> (PathBuf, Option<tempfile::TempPath>) {
+    let Some(path) = &options.file else {
+        let made = in_memory(options.size).into_temp_path();
+        return (made.to_path_buf(), Some(made));
+    };
+    match File::create_new(path) {
+        Ok(file) => fill(&file, path, options.size),
+        Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {}
+        Err(cause) => panic!("{}: it cannot be made: {cause}", path.display()),
+    }
+    (path.clone(), None)
+}
+
+fn in_memory(mib: u64) -> tempfile::NamedTempFile {
     let folder = Path::new("/dev/shm");
     let folder = if folder.is_dir() {
         folder.to_owned()
@@ -214,11 +223,15 @@ fn make_file(mib: u64) -> tempfile::NamedTempFile {
     };
     let file = tempfile::NamedTempFile::new_in(&folder)
         .unwrap_or_else(|error| panic!("a disk in {}: {error}", folder.display()));
-    let mut out: &File = file.as_file();
+    fill(file.as_file(), &folder, mib);
+    file
+}
+
+/// Writes all of a new file, so that its blocks are there.
+fn fill(mut file: &File, place: &Path, mib: u64) {
     let chunk = berth_tests::noise(1 << 20);
     for _ in 0..mib {
-        out.write_all(&chunk)
-            .unwrap_or_else(|error| panic!("a disk of {mib} MiB in {}: {error}", folder.display()));
+        file.write_all(&chunk)
+            .unwrap_or_else(|error| panic!("a disk of {mib} MiB at {}: {error}", place.display()));
     }
-    file
 }

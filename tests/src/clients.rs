@@ -1,4 +1,4 @@
-//! Clients of Firecracker's API that nobody here wrote (`clients/`), in a Python environment of the tests' own.
+//! Clients of Firecracker's API and a reader of reports that nobody here wrote (`clients/`), in a Python environment of the tests' own.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,16 @@ use crate::{program, tools};
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
 const REQUIREMENTS: &str = include_str!("../clients/requirements.txt");
 
-/// Runs a script of `clients/` with these arguments; it must succeed, and say that it did all it was to do.
-pub fn drive<S: AsRef<OsStr>>(script: &str, arguments: impl IntoIterator<Item = S>) {
+/// Runs a script of `clients/` with these arguments; it must succeed, and say that it did all it was to do. Gives what it said before.
+pub fn drive<S: AsRef<OsStr>>(script: &str, arguments: impl IntoIterator<Item = S>) -> String {
     let mut words = vec![Path::new(FOLDER).join(script).into_os_string()];
     words.extend(arguments.into_iter().map(|word| word.as_ref().to_owned()));
     let output = tools::run(&python().to_string_lossy(), words);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said.ends_with("driven\n"), "{script}: {said}");
+    match said.strip_suffix("driven\n") {
+        Some(said) => said.to_owned(),
+        None => panic!("{script}: {said}"),
+    }
 }
 
 /// The interpreter that knows the packages.

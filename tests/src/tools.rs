@@ -23,6 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tar", "tar"),
     ("unshare", "util-linux"),
     ("unsquashfs", "squashfs-tools"),
+    ("xmllint", "libxml2-utils"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
 ];

@@ -1,5 +1,5 @@
-//! JUnit's XML, as Jenkins, GitLab and the rest read it: a suite for each file, a case for each case. It holds nothing that the
-//! schema of Jenkins' xUnit plugin (junit-10.xsd) does not know.
+//! JUnit's XML, as Jenkins, GitLab and the rest read it: a suite for each file, a case for each case. What it may hold
+//! for all of them to take it says `tests/junit.xsd`.
 #![forbid(unsafe_code)]
 
 use std::io;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use berth_tests::invocation::{Invocation, Outcome, berth};
 use berth_tests::{clients, debian, guests, tools};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -352,6 +354,55 @@ fn ctrl_c_ends_the_vms_and_the_reports_say_so() {
     // Its process is gone: nobody listens.
     let socket = files.path().join("out/a-a/api.sock");
     assert!(std::os::unix::net::UnixStream::connect(socket).is_err());
+}
+
+#[test]
+fn ctrl_c_does_not_wait_for_an_image_and_leaves_nothing_of_it() {
+    let files = Files(tempfile::tempdir().unwrap());
+    files.write(
+        "a.test.toml",
+        "[image.data]\nfrom = [\"slow.tar\"]\n[vm]\ndisks = [{ path = \"${image.data}\" }]\n[[step]]\nexpect = \"x\"\n",
+    );
+    files.write("large", vec![1; 1 << 20]);
+    let archive = tools::run(
+        "tar",
+        [
+            "-c".as_ref(),
+            "-C".as_ref(),
+            files.path().as_os_str(),
+            "large".as_ref(),
+        ],
+    )
+    .stdout;
+    // A tar file that never ends: the pipe takes no more until somebody reads it.
+    let pipe = files.path().join("slow.tar");
+    tools::run("mkfifo", [&pipe]);
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let pipe = rustix::fs::open(&pipe, flags, Mode::empty()).unwrap();
+    let mut sent = 0;
+    while let Ok(count) = rustix::io::write(&pipe, &archive[sent..]) {
+        sent += count;
+    }
+    assert!(sent < archive.len());
+    let junit = files.path().join("junit.xml");
+    let running = files.test().arg("--junit").arg(&junit).start();
+    let minute = Timespec {
+        tv_sec: 60,
+        tv_nsec: 0,
+    };
+    let read = poll(&mut [PollFd::new(&pipe, PollFlags::OUT)], Some(&minute)).unwrap();
+    assert_eq!(read, 1, "nobody reads the source");
+    running.signal(Signal::INT);
+    let outcome = running.finish();
+    outcome.expect_code(130);
+    assert!(outcome.out().starts_with("1 interrupted in "), "{outcome}");
+    assert_eq!(
+        read_by_others(&junit),
+        "a | Error interrupted: it was interrupted\n"
+    );
+    let left = fs::read_dir(files.path().join("out")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, [".berth-test"], "{outcome}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::expand::{Scope, check_name, from_serde};
 use super::file::{FileFault, Source};
-use crate::image::{self, BuildOptions, ImageFormat};
+use crate::image::{self, BuildOptions, ImageFormat, Partial};
 
 /// An image to be made.
 #[derive(Debug, Clone)]
@@ -17,9 +17,9 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Makes it.
-    pub fn build(&self) -> Result<(), FileFault> {
-        match image::build(&self.options) {
+    /// Makes it; nothing is left of it once `partial` is discarded.
+    pub fn build(&self, partial: &Partial) -> Result<(), FileFault> {
+        match image::build_with(&self.options, partial) {
             Ok(_) => Ok(()),
             Err(error) => Err(FileFault {
                 message: error.to_string(),

@@ -24,6 +24,7 @@ use crate::boot_test::report::terminal::{Look, Say, Terminal};
 use crate::boot_test::report::{Counts, json, junit, tap};
 use crate::boot_test::schedule::{self, Options};
 use crate::boot_test::verdict::{Kind, Verdict};
+use crate::image::Partial;
 use crate::signals::Signals;
 use crate::spec::{self, Limits};
 use crate::{doctor, event, exit_code};
@@ -152,18 +153,27 @@ fn run_or_refuse(args: &TestArgs) -> Result<u8, Refused> {
     };
     let terminal = terminal(args, cases.len());
     let stopped = AtomicBool::new(false);
+    let remove_images = || {
+        if !args.keep {
+            // What is left behind is in nobody's way.
+            let _ = fs::remove_dir_all(&images);
+        }
+    };
+    let interrupted = match make_images(setups, &images, &signals)? {
+        Made::All => None,
+        Made::Until(signal) => Some(signal),
+        Made::Wrong(fault) => {
+            remove_images();
+            let _ = fs::remove_dir(&output);
+            return refuse(&fault);
+        }
+    };
+    stopped.store(interrupted.is_some(), Ordering::Release);
     let (verdicts, signal) = run_until_signal(&signals, &cancel, &stopped, || {
-        make_images(&setups, &images, &stopped)?;
-        Ok(schedule::run(&cases, &options, &cancel, &stopped, &terminal))
+        schedule::run(&cases, &options, &cancel, &stopped, &terminal)
     })?;
-    if !args.keep {
-        // What is left behind is in nobody's way.
-        let _ = fs::remove_dir_all(&images);
-    }
-    let verdicts = verdicts.or_else(|fault: FileFault| {
-        let _ = fs::remove_dir(&output);
-        refuse::<Vec<Verdict>>(&fault)
-    })?;
+    let signal = interrupted.or(signal);
+    remove_images();
     let took = began.elapsed();
     terminal.summary(&verdicts, took);
     // Fails where something was kept, and then it is to stay.
@@ -219,23 +229,11 @@ fn run_until_signal<T: Send>(
             made
         });
         let mut signal = None;
-        while !worker.is_finished() {
-            let mut fds = [
-                PollFd::from_borrowed_fd(event::borrow(&done), PollFlags::IN),
-                PollFd::new(signals, PollFlags::IN),
-            ];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(fault("to wait for the tests", &error.into())),
-            }
-            if let Some(came) = signals.next() {
-                signal.get_or_insert(came);
-                stopped.store(true, Ordering::Release);
-                // As above.
-                let _ = cancel.write(1);
-            } else if done.read().is_ok() {
-                break;
-            }
+        while let Some(came) = wait(signals, &done)? {
+            signal.get_or_insert(came);
+            stopped.store(true, Ordering::Release);
+            // As above.
+            let _ = cancel.write(1);
         }
         match worker.join() {
             Ok(made) => Ok((made, signal)),
@@ -309,18 +307,73 @@ fn expanded(args: &TestArgs, images: &Path) -> Result<Expanded, Refused> {
     Ok(all)
 }
 
-/// Makes the images that the files want made. Fails with what is wrong in a file.
-fn make_images(setups: &[Setup], folder: &Path, stopped: &AtomicBool) -> Result<(), FileFault> {
-    if setups.is_empty() {
-        return Ok(());
+/// Waits for a signal, whose number it gives, or for `done`.
+fn wait(signals: &Signals, done: &EventFd) -> Result<Option<i32>, Refused> {
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(event::borrow(done), PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(fault("to wait for the tests", &error.into())),
+        }
+        if let Some(signal) = signals.next() {
+            return Ok(Some(signal));
+        }
+        if done.read().is_ok() {
+            return Ok(None);
+        }
     }
-    let failed = |setup: &Setup, error: io::Error| FileFault {
-        message: format!("{}: {error}", folder.display()),
-        ..setup.fault.clone()
+}
+
+/// What became of the images that files want made.
+enum Made {
+    All,
+    /// This signal came before.
+    Until(i32),
+    /// A file wants what cannot be.
+    Wrong(FileFault),
+}
+
+/// Makes the images. A source may be slow without end, so a signal does not wait for it: the thread that reads it ends with the
+/// program, and what it makes has no name.
+fn make_images(setups: Vec<Setup>, folder: &Path, signals: &Signals) -> Result<Made, Refused> {
+    let Some(first) = setups.first() else {
+        return Ok(Made::All);
     };
-    fs::create_dir_all(folder).map_err(|error| failed(&setups[0], error))?;
-    let wanted = setups.iter().take_while(|_| !stopped.load(Ordering::Acquire));
-    wanted.into_iter().try_for_each(Setup::build)
+    if let Err(error) = fs::create_dir_all(folder) {
+        return Ok(Made::Wrong(FileFault {
+            message: format!("{}: {error}", folder.display()),
+            ..first.fault.clone()
+        }));
+    }
+    let done =
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|error| fault("an event descriptor", &error))?;
+    let told = done
+        .try_clone()
+        .map_err(|error| fault("an event descriptor", &error))?;
+    let partial = Partial::default();
+    let theirs = partial.clone();
+    let worker = std::thread::Builder::new()
+        .name("images".to_owned())
+        .spawn(move || {
+            let made = setups.iter().try_for_each(|setup| setup.build(&theirs));
+            // Fails only when the counter is full.
+            let _ = told.write(1);
+            made
+        })
+        .map_err(|error| fault("a thread for images", &error))?;
+    if let Some(signal) = wait(signals, &done)? {
+        partial.discard();
+        return Ok(Made::Until(signal));
+    }
+    match worker.join() {
+        Ok(Ok(())) => Ok(Made::All),
+        Ok(Err(fault)) => Ok(Made::Wrong(fault)),
+        // A panic has ended the program before.
+        Err(_) => Err(exit_code::FAULT),
+    }
 }
 
 fn list(cases: &[Case]) -> String {

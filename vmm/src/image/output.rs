@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use rustix::io::Errno;
@@ -16,19 +16,42 @@ use super::ImageError;
 /// A file with a temporary name, where the file system knows no files without one; for whoever catches the signals that would
 /// leave it behind.
 #[derive(Debug, Clone, Default)]
-pub struct Partial(Arc<Mutex<Option<PathBuf>>>);
+pub struct Partial(Arc<Mutex<Slot>>);
 
-impl Partial {
-    /// Removes the file, if there is one.
-    pub fn discard(&self) {
-        if let Some(path) = self.slot().take() {
+#[derive(Debug, Default)]
+struct Slot {
+    name: Option<PathBuf>,
+    discarded: bool,
+}
+
+impl Slot {
+    fn remove(&mut self) {
+        if let Some(path) = self.name.take() {
             // Its name says what it is.
             let _ = fs::remove_file(path);
         }
     }
+}
 
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<PathBuf>> {
+impl Partial {
+    /// Removes the file, if there is one, and sees to it that no file gets a name any more.
+    pub fn discard(&self) {
+        let mut slot = self.slot();
+        slot.discarded = true;
+        slot.remove();
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to give a file a name, while it is held.
+    fn naming(&self) -> io::Result<MutexGuard<'_, Slot>> {
+        let slot = self.slot();
+        if slot.discarded {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "it was interrupted"));
+        }
+        Ok(slot)
     }
 }
 
@@ -89,7 +112,8 @@ impl Output {
     }
 
     fn place(&self) -> io::Result<()> {
-        if self.partial.slot().is_none() {
+        let mut slot = self.partial.naming()?;
+        if slot.name.is_none() {
             let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
             match linkat(CWD, &own, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
                 Err(Errno::EXIST) => {}
@@ -97,25 +121,20 @@ impl Output {
             }
             // A link replaces nothing, a new name does.
             let name = temporary(&self.path);
-            *self.partial.slot() = Some(name.clone());
-            let linked = linkat(CWD, &own, CWD, &name, AtFlags::SYMLINK_FOLLOW);
-            if linked.is_err() {
-                self.partial.slot().take();
-                linked?;
-            }
+            linkat(CWD, &own, CWD, &name, AtFlags::SYMLINK_FOLLOW)?;
+            slot.name = Some(name);
         }
-        let mut name = self.partial.slot();
-        if let Some(name) = &*name {
+        if let Some(name) = &slot.name {
             fs::rename(name, &self.path)?;
         }
-        name.take();
+        slot.name = None;
         Ok(())
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
-        self.partial.discard();
+        self.partial.slot().remove();
     }
 }
 
@@ -126,14 +145,14 @@ fn nameless(path: &Path) -> Result<File, Errno> {
 
 fn named(path: &Path, partial: &Partial) -> Result<File, ImageError> {
     let name = temporary(path);
-    let mut slot = partial.slot();
+    let mut slot = partial.naming().map_err(ImageError::io(path))?;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create_new(true)
         .open(&name)
         .map_err(ImageError::io(path))?;
-    *slot = Some(name);
+    slot.name = Some(name);
     Ok(file)
 }
 
@@ -198,6 +217,26 @@ mod tests {
         assert!(names(folder.path()).is_empty());
         make().commit().unwrap();
         assert_eq!(names(folder.path()), ["image"]);
+    }
+
+    #[test]
+    fn once_discarded_no_file_gets_a_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let partial = Partial::default();
+        let output = Output::create(&path, &partial).unwrap();
+        let of_name = Output {
+            file: named(&path, &partial).unwrap(),
+            path: path.clone(),
+            partial: partial.clone(),
+        };
+        partial.discard();
+        assert!(names(folder.path()).is_empty());
+        for output in [output, of_name] {
+            assert!(output.commit().unwrap_err().to_string().contains("interrupted"));
+        }
+        assert!(named(&path, &partial).is_err());
+        assert!(names(folder.path()).is_empty());
     }
 
     #[test]

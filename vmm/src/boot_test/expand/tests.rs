@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::boot_test::plan::{Action, ExitReason, FileCheck, ImageRef};
+use crate::image::Partial;
 use crate::spec::ByteSize;
 
 /// A file that is there.
@@ -142,7 +143,7 @@ fn an_image_is_made_if_a_case_uses_it_and_its_path_is_a_variable() {
     );
     assert!(image.options.output.to_string_lossy().ends_with("-root.ext4"));
     assert_eq!(expanded.cases[0].spec.disks[0].path, image.options.output);
-    let error = image.build().unwrap_err().to_string();
+    let error = image.build(&Partial::default()).unwrap_err().to_string();
     assert!(
         error.starts_with("folder/a.test.toml: line 3: image.root: "),
         "{error}"

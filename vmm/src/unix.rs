@@ -32,13 +32,30 @@ fn within<T>(path: &Path, call: impl Fn(&Path) -> io::Result<T>) -> io::Result<T
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return call(path);
     };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = File::from(rustix::fs::open(folder, flags, Mode::empty())?);
-    call(&short(folder.as_raw_fd(), name))
+    let folder = open(folder)?;
+    call(&short("self", &folder, name))
 }
 
-fn short(fd: i32, name: &OsStr) -> PathBuf {
-    Path::new("/proc/self/fd").join(fd.to_string()).join(name)
+/// A name of `path` for another process to listen at, and what must be kept while that does.
+pub(crate) fn lend(path: &Path) -> io::Result<(PathBuf, Option<File>)> {
+    match (path.parent(), path.file_name()) {
+        (Some(folder), Some(name)) if path.as_os_str().as_bytes().len() > PATH_MAX => {
+            let folder = open(folder)?;
+            let own = std::process::id().to_string();
+            Ok((short(&own, &folder, name), Some(folder)))
+        }
+        _ => Ok((path.to_owned(), None)),
+    }
+}
+
+fn open(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(folder, flags, Mode::empty())?.into())
+}
+
+fn short(process: &str, folder: &File, name: &OsStr) -> PathBuf {
+    let fd = folder.as_raw_fd().to_string();
+    Path::new("/proc").join(process).join("fd").join(fd).join(name)
 }
 
 #[cfg(test)]
@@ -58,6 +75,11 @@ mod tests {
             listener.accept().unwrap().0.read_to_string(&mut heard).unwrap();
             assert_eq!(heard, "hello");
             assert!(path.exists());
+            std::fs::remove_file(&path).unwrap();
+            let (lent, _folder) = lend(&path).unwrap();
+            assert!(lent.as_os_str().len() <= PATH_MAX);
+            let _listener = UnixListener::bind(lent).unwrap();
+            connect(&path).unwrap();
         }
     }
 }

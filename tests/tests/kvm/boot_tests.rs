@@ -235,6 +235,18 @@ fn a_guest_that_is_saved_and_restored_in_the_middle_goes_on_with_its_console() {
 }
 
 #[test]
+fn a_folder_deeper_than_a_sockets_address_can_say_is_no_obstacle() {
+    let files = Files::tiny(
+        "obey",
+        &steps(&["expect = \"waiting\"", "press = \"power\"", "exit = \"shutdown\""]),
+    );
+    let deep = files.path().join("out").join("d".repeat(120));
+    let outcome = berth(["test", "--output"]).arg(&deep).arg(files.path()).finish();
+    outcome.expect_code(0);
+    assert_eq!(fs::read_dir(&deep).unwrap().count(), 1, "only the mark is left");
+}
+
+#[test]
 fn a_matrix_runs_every_case_and_variables_reach_the_guest() {
     let files = Files::tiny(
         "exit:${status}",

@@ -21,9 +21,12 @@ use super::driven::DrivenEnd;
 use crate::event;
 use crate::exit_code;
 use crate::fleet::launch::program;
+use crate::unix;
 
 /// As much as is read at once.
 const CHUNK: usize = 64 << 10;
+/// The API's socket, in the test's folder.
+const API: &str = "api.sock";
 /// How long a VM that is to end may take before it is killed.
 const ORDERLY: Duration = Duration::from_secs(3);
 
@@ -66,6 +69,8 @@ pub(super) struct Process {
     /// Typed, and the pipe had no room for it.
     typed: VecDeque<u8>,
     folder: PathBuf,
+    /// By which it reaches its socket, where the path is too long for one.
+    _folder: Option<File>,
     number: u32,
     end: Option<End>,
 }
@@ -87,11 +92,12 @@ impl Process {
                 command.arg("--restore").arg(from);
             }
         }
+        let (api, lent) = unix::lend(&folder.join(API))?;
         let mut child = command
             .arg("--driven")
             .arg(named("end.json"))
             .arg("--api-sock")
-            .arg(folder.join("api.sock"))
+            .arg(api)
             .arg("--log-file")
             .arg(folder.join("berth.log"))
             .env("TERM", "dumb")
@@ -116,6 +122,7 @@ impl Process {
             stdout,
             typed: VecDeque::new(),
             folder: folder.to_owned(),
+            _folder: lent,
             number,
             end: None,
         })
@@ -133,7 +140,7 @@ impl Process {
 
     /// Where its API listens.
     pub(super) fn api(&self) -> PathBuf {
-        self.folder.join("api.sock")
+        self.folder.join(API)
     }
 
     /// Types `bytes`, as the guest takes them.

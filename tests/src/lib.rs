@@ -1,7 +1,8 @@
 //! Berth end to end: the harness with which tests and benchmarks run the real program as a user would.
 //!
 //! - [`invocation`] starts `berth`, feeds it, waits for what it says and for its end, always with a deadline
-//! - [`guests`] are the kernels to run in it; [`formats`] wraps a kernel the ways kernels come
+//! - [`guests`] are the kernels to run in it; [`formats`] wraps a kernel the ways kernels come; [`prepared`] is a folder of all of them
+//!   for the test files of `boot/`
 //! - [`netns`] is a network of the test's own, [`debian`] a Debian root image, [`memory`] what the program's memory is made of
 //! - [`api`] speaks to a running program; [`soak`] saves and restores a guest under load
 //! - [`fleet`] is a state directory with VMs
@@ -24,6 +25,7 @@ pub mod invocation;
 pub mod memory;
 pub mod netns;
 mod outcome;
+pub mod prepared;
 pub mod program;
 pub mod served;
 pub mod soak;

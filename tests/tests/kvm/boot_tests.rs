@@ -197,44 +197,6 @@ fn a_kernels_own_words_for_a_fault_end_a_test_at_once_unless_they_are_allowed() 
 }
 
 #[test]
-fn a_test_that_must_panic_passes_when_it_does() {
-    Files::tiny("panic", &steps(&["exit = \"panic\""])).passes();
-    Files::tiny("triple", &steps(&["exit = \"triple-fault\""])).passes();
-    Files::tiny(
-        "obey",
-        &steps(&[
-            "expect = \"waiting\"",
-            "press = \"power\"",
-            "expect = \"bye\"",
-            "exit = \"shutdown\"",
-        ]),
-    )
-    .passes();
-}
-
-#[test]
-fn a_guest_that_is_saved_and_restored_in_the_middle_goes_on_with_its_console() {
-    let files = Files::tiny(
-        "tally",
-        &steps(&[
-            "expect = \"ready\\n\"",
-            "send = \"ab\"",
-            "expect = \"2\\n\"",
-            "snapshot = \"two\"",
-            "restore = \"two\"",
-            "send = \"c\"",
-            "expect = \"3\\n\"",
-            "restore = \"two\"",
-            "send = \"dd\"",
-            "expect = \"4\\n\"",
-            "send = \"\\u0004\"",
-            "exit = \"exit\"",
-        ]),
-    );
-    files.passes();
-}
-
-#[test]
 fn a_folder_deeper_than_a_sockets_address_can_say_is_no_obstacle() {
     let files = Files::tiny(
         "obey",
@@ -415,60 +377,6 @@ fn ctrl_c_does_not_wait_for_an_image_and_leaves_nothing_of_it() {
     let left = fs::read_dir(files.path().join("out")).unwrap();
     let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, [".berth-test"], "{outcome}");
-}
-
-#[test]
-fn a_disk_made_for_the_test_is_written_exchanged_and_looked_into_and_the_images_stay() {
-    let files = Files(tempfile::tempdir().unwrap());
-    fs::create_dir(files.path().join("tree")).unwrap();
-    files.write("tree/given", "on the image\n");
-    files.write("other", vec![b'o'; 1 << 20]);
-    files.write(
-        "a.test.toml",
-        r#"
-[image.data]
-from = ["tree"]
-owner = "0:0"
-[vm]
-disks = [{ id = "data", path = "${image.data}" }, { id = "raw", path = "other", read_only = true }]
-[[step]]
-run = "mount -t ext4 /dev/vdb /mnt && cat /mnt/given"
-stdout = "^on the image$"
-[[step]]
-run = "echo by the guest > /mnt/made && rm /mnt/given && umount /mnt"
-[[step]]
-attach = "raw"
-image = "a.test.toml.image"
-[[step]]
-run = "head -c 3 /dev/vdc; cat /sys/block/vdc/size"
-stdout = "^new8$"
-[[step]]
-send = "poweroff\n"
-[[step]]
-exit = "shutdown"
-[[step]]
-file = "/made"
-disk = "data"
-matches = "^by the guest$"
-[[step]]
-file = "/given"
-disk = "data"
-absent = true
-[[step]]
-file = "/given"
-image = "${image.data}"
-contains = "on the image"
-[[step]]
-offset = 1080
-disk = "data"
-hex = "53 ef"
-"#,
-    );
-    let mut other = b"new".to_vec();
-    other.resize(8 * 512, 0);
-    files.write("a.test.toml.image", other);
-    files.passes();
-    assert!(!files.path().join("out/images").exists());
 }
 
 #[test]

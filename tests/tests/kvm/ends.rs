@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use berth_tests::invocation::{self, tiny};
+use berth_tests::guests;
+use berth_tests::invocation::{run, tiny};
 use rustix::process::Signal;
 
 use crate::codes;
@@ -48,6 +49,16 @@ fn panic_has_its_code_and_sentence() {
 }
 
 #[test]
+fn linux_that_panics_has_the_code_and_its_last_words() {
+    let outcome = run(["--kernel"])
+        .arg(guests::linux())
+        .args(["--cmdline", "quiet root=/dev/nowhere"])
+        .finish();
+    let sentence = outcome.sentence(codes::PANIC);
+    assert!(sentence.contains("Unable to mount root fs"), "{outcome}");
+}
+
+#[test]
 fn triple_fault_has_its_code_and_sentence() {
     let sentence = tiny("triple").finish().sentence(codes::TRIPLE_FAULT);
     assert!(sentence.contains("triple fault"), "{sentence}");
@@ -79,32 +90,6 @@ fn a_signal_ends_a_guest_in_any_state_with_the_shells_code() {
             running.finish().expect_code(codes::SIGNAL + number);
         }
     }
-}
-
-#[test]
-fn both_entries_lead_into_the_guest() {
-    for (entry, said) in [
-        ("linux64", "entry 6\n"),
-        ("pvh", "entry P\n"),
-        ("auto", "entry P\n"),
-    ] {
-        let outcome = tiny("entry").args(["--entry", entry]).finish();
-        outcome.expect_code(0);
-        assert_eq!(outcome.out(), said, "{entry}: {outcome}");
-    }
-}
-
-#[test]
-fn the_guest_gets_its_command_line_appended_or_replaced() {
-    let appended = tiny("cmdline").finish();
-    assert!(
-        appended.expect_code(0).out().ends_with(" do=cmdline"),
-        "{appended}"
-    );
-    let replaced = invocation::run(["--cmdline-replace", "do=cmdline only=this", "--kernel"])
-        .arg(berth_tests::guests::tiny())
-        .finish();
-    assert_eq!(replaced.expect_code(0).out(), "do=cmdline only=this");
 }
 
 #[test]

@@ -77,14 +77,3 @@ fn ctrl_alt_del_lets_a_command_end_and_then_the_machine() {
     running.wait_for("goodbye");
     running.finish().expect_code(0);
 }
-
-#[test]
-fn ctrl_alt_del_ends_a_shell_and_a_second_one_ends_what_does_not_listen() {
-    let mut running = run::<&str>([]).on_terminal().start();
-    running.wait_for("# ");
-    running.send("trap '' TERM HUP; sh -c 'echo de\"\"af; exec sleep 1000'\r");
-    running.wait_for("deaf");
-    running.send("\x01c");
-    running.send("\x01c");
-    running.finish().expect_code(0);
-}

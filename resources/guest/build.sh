@@ -81,7 +81,7 @@ build_root() {
     local root=$work/root applet
     rm -rf "$root"
     mkdir -p "$root"/{dev,etc,lib,lib64,mnt,opt,proc,root,run,srv,sys,tmp,usr,var}
-    mkdir -p "$root"/usr/{bin,lib,local/bin,local/sbin,share/udhcpc} "$root"/var/{log,tmp,cache,lib}
+    mkdir -p "$root"/usr/{bin,lib,local/bin,local/sbin,share} "$root"/var/{log,tmp,cache,lib}
     # One folder of programs under four names: fewer look-ups in the guest.
     ln -s usr/bin "$root/bin"
     ln -s usr/bin "$root/sbin"

@@ -70,7 +70,7 @@ impl Launch {
 }
 
 /// Gets an address for each interface, then becomes the command.
-const WITH_ADDRESSES: &str = "ip link set $0 up; udhcpc -i $0 -nqt5 -T1 -s /usr/share/udhcpc/default.script >/dev/null 2>&1 || echo \"$0: no address by DHCP\" >&2; exec \"$@\"";
+const WITH_ADDRESSES: &str = "ip link set $0 up; udhcpc -i $0 -nqt5 -T1 >/dev/null 2>&1 || echo \"$0: no address by DHCP\" >&2; exec \"$@\"";
 
 /// The command of `spec` as the shipped guest is to run it: where user-mode networks are, after it has asked for its addresses.
 fn command(spec: &VmSpec, streams: Streams) -> Cow<'_, [String]> {

@@ -12,6 +12,7 @@ pub mod handle;
 pub mod mailbox;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod vsock;

@@ -202,8 +202,8 @@ impl FileDisk {
         Ok(disk)
     }
 
-    /// The file.
-    pub(super) fn file(&self) -> &File {
+    /// The file, to be mapped.
+    pub fn file(&self) -> &File {
         self.store.file()
     }
 

@@ -74,6 +74,18 @@ pub fn unfit(spec: &VmSpec) -> Vec<Fault> {
             ));
         }
     }
+    for (number, pmem) in (1..).zip(&spec.pmem) {
+        if !pmem.read_only || !pmem.path.is_file() {
+            faults.push(Fault::new(
+                format!("pmem {number}"),
+                format!(
+                    "{}: a guest that is started warm remembers what was in its memory, so it must be a file that nobody writes; add ,ro \
+                     or leave out --warm",
+                    pmem.path.display()
+                ),
+            ));
+        }
+    }
     for (number, _) in (1..).zip(&spec.nets).filter(|(_, net)| net.mac.is_none()) {
         faults.push(Fault::new(
             format!("net {number}"),
@@ -119,7 +131,8 @@ fn key(spec: &VmSpec) -> Option<Key<'static>> {
     }
     let disks = spec.disks.iter().map(|disk| (&disk.path, disk.read_only));
     let loaded = spec.kernel.iter().chain(&spec.initrd).map(|path| (path, true));
-    let files = disks.chain(loaded).map(|(path, read_only)| {
+    let pmem = spec.pmem.iter().map(|pmem| (&pmem.path, pmem.read_only));
+    let files = disks.chain(pmem).chain(loaded).map(|(path, read_only)| {
         let found = fs::metadata(path).ok()?;
         let fixed = read_only && found.is_file();
         fixed.then(|| {

@@ -204,6 +204,13 @@ fn frequencies(entries: &mut Vec<kvm_cpuid_entry2>, tsc_khz: u32) {
     }
 }
 
+/// The first physical address that a guest on this host cannot have: CPUID says how many bits its addresses have.
+pub fn physical_end() -> u64 {
+    let bits = std::arch::x86_64::__cpuid(0x8000_0008).eax & 0xff;
+    // Every CPU with 64-bit mode has the leaf, with 36 bits or more and 52 at most.
+    1 << bits.clamp(36, 52)
+}
+
 /// KVM's features that a guest uses by hypercalls: waking a halted CPU, interrupts to several, giving way to another. An
 /// interpreting KVM may never come back from VMCALL.
 const HYPERCALLS: u32 = (1 << 7) | (1 << 11) | (1 << 13);

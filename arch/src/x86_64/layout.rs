@@ -8,6 +8,7 @@
 //!   0x100000 ┼ RAM: kernel, initramfs, everything else
 //! 0xd0000000 ┼ MMIO: virtio windows, IOAPIC, LAPIC, KVM's own pages
 //!      4 GiB ┼ RAM: what did not fit below
+//!  then, in GiB ┼ files that the guest has in memory (virtio-pmem), in no table
 //! ```
 //!
 //! The boot structures are needed until the guest has read them; then it may use their memory as it likes. Truth for what Linux
@@ -173,6 +174,18 @@ pub fn ram_regions(size: u64) -> Vec<(u64, u64)> {
     regions
 }
 
+/// What memory of devices is aligned to: kernels map such memory by their largest pages, and none shares a section with RAM.
+pub const DEVICE_MEMORY_ALIGNMENT: u64 = 1 << 30;
+
+/// Where a guest with `size` bytes of RAM has the memory of devices: behind RAM and the MMIO gap.
+pub fn device_memory(size: u64) -> u64 {
+    let end = ram_regions(size)
+        .into_iter()
+        .map(|(base, len)| base + len)
+        .fold(MMIO_GAP_END, u64::max);
+    end.next_multiple_of(DEVICE_MEMORY_ALIGNMENT)
+}
+
 /// What a range of the memory map is for the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RangeKind {
@@ -247,6 +260,17 @@ mod tests {
             ),
         ] {
             assert_eq!(ram_regions(size), expected, "{size:#x}");
+        }
+    }
+
+    #[test]
+    fn memory_of_devices_lies_behind_ram_and_gap() {
+        for (size, expected) in [
+            (128 << 20, MMIO_GAP_END),
+            (MMIO_GAP, MMIO_GAP_END),
+            (MMIO_GAP + 4096, MMIO_GAP_END + DEVICE_MEMORY_ALIGNMENT),
+        ] {
+            assert_eq!(device_memory(size), expected, "{size:#x}");
         }
     }
 

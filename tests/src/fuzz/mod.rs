@@ -16,6 +16,7 @@ use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PageReturner};
 use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk};
 use berth_devices::virtio::conformance;
 use berth_devices::virtio::console::{Console, NullPort};
+use berth_devices::virtio::pmem::{self as persistent, Pmem};
 use berth_devices::virtio::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -54,6 +55,7 @@ pub const TARGETS: &[Target] = &[
     target("mmds", mmds, mmds::seeds),
     target("stream", stream, stream::seeds),
     target("block", block, Vec::new),
+    target("pmem", pmem, Vec::new),
     target("vsock", vsock, vsock::seeds),
     target("balloon", balloon, Vec::new),
     target("console", console, Vec::new),
@@ -126,6 +128,13 @@ pub fn rng(data: &[u8]) {
 pub fn block(data: &[u8]) {
     let disk = FileDisk::open(scratch(&[0; 30 * 512]), false).expect("it is a regular file");
     conformance::fuzz_queue(Box::new(Block::new(Box::new(disk), BlockConfig::default())), data);
+}
+
+/// Gives a persistent memory device's handler requests made of the bytes.
+pub fn pmem(data: &[u8]) {
+    let disk = FileDisk::open(scratch(&[0; 512]), false).expect("it is a regular file");
+    let device = Pmem::new(Box::new(disk), 1 << 32, persistent::ALIGNMENT);
+    conformance::fuzz_queue(Box::new(device), data);
 }
 
 /// Uses the bytes as a qcow2 image and as requests to it.
@@ -246,6 +255,12 @@ path = "disk.img"
 read_only = true
 serial = "data"
 rate_limit = { bandwidth = { size = "1M", refill_ms = 10, burst = 5 }, ops = { size = 7 } }
+
+[[pmem]]
+id = "data"
+path = "data.img"
+read_only = true
+rate_limit = { ops = { size = 7 } }
 
 [[nets]]
 tap = "tap0"

@@ -28,6 +28,9 @@ fn wild_registers_rings_chains_and_ports_leave_the_devices_serving() {
     let other = folder.path().join("other");
     File::create(&other).unwrap().set_len(1 << 20).unwrap();
     let read_only = format!("{},ro", other.display());
+    let memory_file = folder.path().join("memory");
+    File::create(&memory_file).unwrap().set_len(2 << 20).unwrap();
+    let memory_file = memory_file.to_str().unwrap();
     let netns = Netns::with_tap("tap0", "10.9.0.1/24");
     let honest = {
         let mut running = tiny("halt").args(["--disk", disk, "--disk", &read_only]).start();
@@ -37,6 +40,7 @@ fn wild_registers_rings_chains_and_ports_leave_the_devices_serving() {
     for seed in 0..4 {
         let mut running = tiny(&format!("hostile:{seed}"))
             .args(["--disk", disk, "--disk", &read_only, "--net", "tap=tap0"])
+            .args(["--pmem", memory_file])
             .inside(&netns)
             .open_input()
             .within(Duration::from_secs(60))

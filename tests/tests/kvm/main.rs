@@ -25,6 +25,7 @@ mod mmds;
 mod net;
 mod net_user;
 mod pauses;
+mod pmem;
 mod shipped;
 mod snapshot;
 mod streams;

@@ -10,7 +10,7 @@ use super::types::{
     ActionType, BootSource, CpuConfig, CpuTemplate, FirecrackerVersion, FullVmConfiguration, HugePages,
     InstanceActionInfo, InstanceInfo, InstanceState, MachineConfiguration, MachineUpdate, Vm, VmState,
 };
-use super::{balloon, devices, mmds, observe};
+use super::{balloon, devices, mmds, observe, pmem};
 use crate::machine::MachineState;
 use crate::spec::{self, ByteSize, CpuTemplateSpec, Limits, VmSpec};
 
@@ -244,7 +244,7 @@ pub(crate) fn act(scene: &mut Scene<'_>, _: &str, action: InstanceActionInfo) ->
 /// Builds the machine and lets its guest run.
 pub(crate) fn start(scene: &mut Scene<'_>) -> Result<(), ApiError> {
     before_start(scene)?;
-    let root = scene.side.drives.values().any(|drive| drive.root);
+    let root = scene.side.root_pmem.is_some() || scene.side.drives.values().any(|drive| drive.root);
     if root && scene.machine.spec().kernel.is_none() {
         return Err(ApiError::bad(
             "Cannot start microvm without kernel configuration: a root drive needs a kernel; PUT /boot-source first.",
@@ -279,7 +279,7 @@ pub(crate) fn config(scene: &mut Scene<'_>) -> Result<FullVmConfiguration, ApiEr
         memory_hotplug: None,
         mmds_config: mmds::of(spec),
         network_interfaces: devices::nets(spec),
-        pmem: Vec::new(),
+        pmem: pmem::of(spec, side),
         vsock: devices::vsock_of(spec),
         entropy: side.entropy.clone().or_else(|| spec.rng.then(Default::default)),
     })

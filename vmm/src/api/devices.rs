@@ -15,7 +15,7 @@ use super::types::{
 use crate::spec::{DiskSpec, NetSpec, SerialSpec, VmSpec, VsockSpec};
 
 /// The name in the path and that in the body must be one.
-fn same_id(field: &str, path: &str, body: &str) -> Result<(), ApiError> {
+pub(super) fn same_id(field: &str, path: &str, body: &str) -> Result<(), ApiError> {
     if path == body {
         return Ok(());
     }
@@ -72,7 +72,8 @@ pub(crate) fn put_drive(scene: &mut Scene<'_>, id: &str, drive: Drive) -> Result
         return Err(ApiError::bad("path_on_host: the field is missing; add it."));
     };
     let other_root = |(name, other): (&String, &DriveExtra)| other.root && name != id;
-    if drive.is_root_device && scene.side.drives.iter().any(other_root) {
+    let taken = scene.side.root_pmem.is_some() || scene.side.drives.iter().any(other_root);
+    if drive.is_root_device && taken {
         return Err(ApiError::bad(
             "is_root_device: A root block device already exists! Only one drive can be it.",
         ));
@@ -112,7 +113,7 @@ pub(crate) fn put_drive(scene: &mut Scene<'_>, id: &str, drive: Drive) -> Result
     tell_root(scene)
 }
 
-/// Has the kernel told which disk its root file system is on, behind what it is told otherwise.
+/// Has the kernel told which disk or file in memory its root file system is on, behind what it is told otherwise.
 pub(crate) fn tell_root(scene: &mut Scene<'_>) -> Result<(), ApiError> {
     let side = &mut *scene.side;
     let own = side
@@ -120,6 +121,7 @@ pub(crate) fn tell_root(scene: &mut Scene<'_>) -> Result<(), ApiError> {
         .get_or_insert_with(|| scene.machine.spec().cmdline.clone())
         .clone();
     let root = side.drives.iter().find(|(_, drive)| drive.root);
+    let pmem = side.root_pmem.as_ref();
     scene.machine.configure(|spec| {
         let words = root.map(|(id, drive)| {
             let disk = spec.disks.iter().find(|disk| disk.id.as_ref() == Some(id));
@@ -132,6 +134,12 @@ pub(crate) fn tell_root(scene: &mut Scene<'_>) -> Result<(), ApiError> {
                 Some(partition) => format!("root=PARTUUID={partition} {mode}"),
                 None => format!("root=/dev/vda {mode}"),
             }
+        });
+        let words = words.or_else(|| {
+            let id = pmem?;
+            let at = spec.pmem.iter().position(|pmem| pmem.id.as_ref() == Some(id))?;
+            let mode = if spec.pmem[at].read_only { "ro" } else { "rw" };
+            Some(format!("root=/dev/pmem{at} {mode}"))
         });
         let words = words.unwrap_or_default();
         format!("{own} {words}").trim().clone_into(&mut spec.cmdline);
@@ -319,13 +327,6 @@ pub(crate) fn vsock_of(spec: &VmSpec) -> Option<Vsock> {
         uds_path: vsock.path.clone(),
         vsock_id: None,
     })
-}
-
-/// `/pmem/{id}`
-pub(crate) fn pmem<T>(_: &mut Scene<'_>, id: &str, _: T) -> Result<(), ApiError> {
-    Err(ApiError::bad(format!(
-        "pmem {id}: Berth has no persistent memory devices yet; attach the file as a drive."
-    )))
 }
 
 /// `PUT` and `PATCH /hotplug/memory`

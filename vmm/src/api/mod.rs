@@ -24,6 +24,7 @@ mod limits;
 mod mmds;
 mod observe;
 mod openapi;
+mod pmem;
 mod prepare;
 mod route;
 mod server;

@@ -15,9 +15,9 @@ use super::server::Limits;
 use super::side::Side;
 use super::types::{
     Balloon, BootSource, CpuConfig, Drive, EntropyDevice, Logger, MachineConfiguration, Metrics, MmdsConfig,
-    NetworkInterface, SerialDevice, Vsock,
+    NetworkInterface, Pmem, SerialDevice, Vsock,
 };
-use super::{balloon, configure, devices, mmds, observe};
+use super::{balloon, configure, devices, mmds, observe, pmem};
 use crate::events::{EventHub, Identity};
 use crate::logging::LogLevel;
 use crate::machine::{Machine, read_metadata};
@@ -79,7 +79,8 @@ struct ConfigFile {
     entropy: Option<EntropyDevice>,
     serial: Option<SerialDevice>,
     mmds_config: Option<MmdsConfig>,
-    pmem: Vec<Value>,
+    #[serde(deserialize_with = "spec::table::list")]
+    pmem: Vec<Pmem>,
     memory_hotplug: Option<Value>,
 }
 
@@ -190,9 +191,8 @@ fn configure_by(file: ConfigFile, scene: &mut Scene<'_>) -> Result<(), ApiError>
     if let Some(config) = file.mmds_config {
         mmds::put_config(scene, "", config)?;
     }
-    if let Some(pmem) = file.pmem.into_iter().next() {
-        let id = pmem["id"].as_str().unwrap_or_default().to_owned();
-        devices::pmem(scene, &id, pmem)?;
+    for file in file.pmem {
+        pmem::put(scene, &file.id.clone(), file)?;
     }
     match file.memory_hotplug {
         Some(plug) => devices::hotplug(scene, "", plug),
@@ -288,7 +288,7 @@ mod tests {
             ),
             (
                 serde_json::json!({"pmem": [{"id": "p", "path_on_host": "/x"}]}),
-                "persistent memory",
+                "/x: there is no such file",
             ),
         ] {
             let refused = prepare(&config).err().expect("it is wrong");

@@ -21,6 +21,8 @@ pub(crate) struct Side {
     pub(crate) track_dirty_pages: bool,
     /// What was said about drives, by their names.
     pub(crate) drives: BTreeMap<String, DriveExtra>,
+    /// The file in memory that the root file system is on, by its name.
+    pub(crate) root_pmem: Option<String>,
     pub(crate) entropy: Option<EntropyDevice>,
     pub(crate) logger: Option<Logger>,
     pub(crate) metrics: Option<MetricsFile>,

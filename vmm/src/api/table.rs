@@ -1,8 +1,8 @@
 //! Every route there is.
 
 use super::route::{Action, Answer, Route, Verb};
-use super::types::{MemoryHotplug, Pmem};
-use super::{balloon, berth, configure, devices, mmds, observe, snapshot};
+use super::types::MemoryHotplug;
+use super::{balloon, berth, configure, devices, mmds, observe, pmem, snapshot};
 
 /// The type of a stream of JSON objects, a line each.
 pub(crate) const LINES: &str = "application/x-ndjson";
@@ -128,6 +128,19 @@ fn the_devices() -> Vec<Route> {
             balloon::stop_hinting,
         ),
         Route::get("/balloon/hinting/status", "How far hinting is", balloon::hinting),
+        Route::order(Put, "/pmem/{id}", "A file in the guest's memory", pmem::put),
+        Route::order(
+            Patch,
+            "/pmem/{id}",
+            "Change the limits of a file in memory",
+            pmem::patch,
+        ),
+        Route::plain(
+            Delete,
+            "/pmem/{id}",
+            "Unplug a file in memory; refused",
+            devices::delete,
+        ),
         Route::order(Put, "/vsock", "A vsock device", devices::put_vsock),
         Route::order(Put, "/entropy", "A source of entropy", devices::put_entropy),
         Route::order(Put, "/serial", "Where the serial port leads", devices::put_serial),
@@ -136,23 +149,8 @@ fn the_devices() -> Vec<Route> {
 
 /// The rest of Firecracker's.
 fn the_rest() -> Vec<Route> {
-    use Verb::{Delete, Patch, Put};
+    use Verb::{Patch, Put};
     vec![
-        Route::order(
-            Put,
-            "/pmem/{id}",
-            "Persistent memory; refused",
-            devices::pmem::<Pmem>,
-        ),
-        Route::order(
-            Patch,
-            "/pmem/{id}",
-            "Persistent memory; refused",
-            devices::pmem::<Pmem>,
-        ),
-        Route::plain(Delete, "/pmem/{id}", "Persistent memory; refused", |scene, id| {
-            devices::pmem(scene, id, ())
-        }),
         Route::get(
             "/hotplug/memory",
             "Memory to plug in; refused",

@@ -277,7 +277,7 @@ fn what_is_wrong_or_lacking_is_a_sentence_that_names_it() {
         (
             "/pmem/a",
             r#"{"id":"a","path_on_host":"/x"}"#,
-            &["persistent memory"],
+            &["path_on_host", "/x: there is no such file"],
         ),
         ("/hotplug/memory", r#"{"total_size_mib":1}"#, &["hotplug/memory"]),
         (

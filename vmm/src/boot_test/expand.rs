@@ -457,11 +457,13 @@ fn check(source: &Source, spec: &VmSpec, scope: &Scope<'_>) -> Result<(), FileFa
     }
     let disks = spec.disks.iter().enumerate();
     let disks = disks.map(|(index, disk)| (format!("vm.disks[{index}].path"), &disk.path));
+    let pmem = spec.pmem.iter().enumerate();
+    let pmem = pmem.map(|(index, pmem)| (format!("vm.pmem[{index}].path"), &pmem.path));
     let files = [("vm.kernel", &spec.kernel), ("vm.initrd", &spec.initrd)];
     let files = files
         .into_iter()
         .filter_map(|(field, path)| Some((field.to_owned(), path.as_ref()?)));
-    for (field, path) in files.chain(disks) {
+    for (field, path) in files.chain(disks).chain(pmem) {
         scope.exists(source, &field, path)?;
     }
     Ok(())

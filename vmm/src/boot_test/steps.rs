@@ -426,7 +426,8 @@ impl Reader<'_> {
                     );
                     return Err(self.fault("restore", message));
                 };
-                let writes = self.spec.disks.iter().any(|disk| !disk.read_only);
+                let disks = self.spec.disks.iter().any(|disk| !disk.read_only);
+                let writes = disks || self.spec.pmem.iter().any(|pmem| !pmem.read_only);
                 if *has_gone_on && writes {
                     let message = "the guest may have written its disks since it was saved, which are not part of a snapshot; restore \
                         right behind the snapshot, or make the disks read-only";

@@ -18,7 +18,7 @@ use super::test::{self, TestArgs};
 use crate::exit_code;
 use crate::logging::Filter;
 use crate::spec::{
-    BalloonSpec, ByteSize, ConsoleSpec, CpuList, DiskSpec, Entry, NetSpec, OptionError, ReadySpec,
+    BalloonSpec, ByteSize, ConsoleSpec, CpuList, DiskSpec, Entry, NetSpec, OptionError, PmemSpec, ReadySpec,
     SerialSpec, VsockSpec,
 };
 
@@ -205,6 +205,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
     pub disk: Vec<DiskSpec>,
 
+    /// A file that the guest has in its memory, as /dev/pmem0 and so on; repeatable
+    ///
+    /// What the guest writes is in the file when it flushes; one that can be written is a multiple of 2M long. `ro` makes it read-only.
+    #[arg(long, value_name = "PATH[,ro][,id=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(PmemSpec::from_option), help_heading = "VM")]
+    pub pmem: Vec<PmemSpec>,
+
     /// A network interface on a tap of the host, or by user-mode networking; repeatable
     ///
     /// The tap must exist: ip tuntap add tap0 mode tap user $USER. With `create`, one that does not is made, which takes root's
@@ -376,7 +382,7 @@ pub struct RunArgs {
 
     /// Go on from the snapshot in this directory instead of booting
     ///
-    /// What the machine is comes from the snapshot. --serial and --timeout apply; --disk and --net say where its disks and network
+    /// What the machine is comes from the snapshot. --serial and --timeout apply; --disk, --pmem and --net say where its disks, files in memory and network
     /// interfaces lead now, all of them, in their order, --console the same for the ports of its console, and --vsock where its vsock
     /// does and what its CID is.
     #[arg(long, value_name = "DIR", help_heading = "Snapshot",

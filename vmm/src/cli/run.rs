@@ -78,6 +78,7 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
                 serial: args.serial.clone(),
                 timeout: args.timeout,
                 keep_clock: args.keep_clock,
+                pmem: args.pmem.iter().map(|pmem| pmem.path.clone()).collect(),
                 ..Overrides::of_devices(&args.disk, &args.net, &args.console, args.vsock.as_ref())
             },
             verify: args.verify,
@@ -239,6 +240,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
         cmdline_base,
         command,
         disks,
+        pmem,
         nets,
         // Only files have it.
         mmds: _,
@@ -272,6 +274,7 @@ fn apply(args: RunArgs, spec: &mut VmSpec) {
     set(cmdline_base, args.cmdline_base.map(Some));
     set(command, given(args.command));
     set(disks, given(args.disk));
+    set(pmem, given(args.pmem));
     set(nets, given(args.net));
     set(vsock, args.vsock.map(Some));
     set(balloon, args.balloon.map(Some));
@@ -315,6 +318,7 @@ pub(super) fn portable(spec: ValidSpec) -> Result<VmSpec, Fault> {
         .iter()
         .chain(&spec.initrd)
         .chain(spec.disks.iter().map(|disk| &disk.path))
+        .chain(spec.pmem.iter().map(|pmem| &pmem.path))
         .chain(spec.mmds.iter().filter_map(|mmds| mmds.file.as_ref()))
         .chain(spec.consoles.iter().flat_map(ConsoleSpec::paths))
         .chain(spec.disks.iter().filter_map(|disk| disk.overlay.as_ref()));

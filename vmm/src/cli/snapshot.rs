@@ -154,6 +154,10 @@ impl<'a> Info<'a> {
             let access = if disk.read_only { " (read-only)" } else { "" };
             line("disk", &format_args!("{}{access}", disk.path.display()));
         }
+        for pmem in &spec.pmem {
+            let access = if pmem.read_only { " (read-only)" } else { "" };
+            line("pmem", &format_args!("{}{access}", pmem.path.display()));
+        }
         for net in &spec.nets {
             line("net", &net.describe());
         }

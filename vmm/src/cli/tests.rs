@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::spec::tests::any_spec;
 use crate::spec::{
-    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, Limits, NetSpec, ReadySpec, SerialSpec, ThreadsSpec,
-    VsockSpec, validate,
+    BalloonSpec, ByteSize, ConsoleSpec, DiskSpec, Entry, Limits, NetSpec, PmemSpec, ReadySpec, SerialSpec,
+    ThreadsSpec, VsockSpec, validate,
 };
 
 fn parse<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<RunArgs, clap::Error> {
@@ -40,7 +40,7 @@ fn no_argument_is_the_guest_that_ships_with_berth() {
 #[test]
 fn each_flag_fills_its_field() {
     let text = "--cpus 4 --memory 2G --kernel k --entry pvh --initrd i --cmdline a=b --cmdline -c --cmdline-replace r --cmdline-base s \
-        --disk a,ro --disk b,serial=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --console socket=s,name=n --rng off --serial file=log --timeout 5 --ready line=^up,$ --io-threads 2 --io-poll 0 --vcpu-cpus 0-1 --io-cpus 1 --assist off -- sh -c true";
+        --disk a,ro --disk b,serial=x --pmem p,ro,id=x --net tap=t --vsock cid=7,path=v --balloon size=64M,stats=5 --console socket=s,name=n --rng off --serial file=log --timeout 5 --ready line=^up,$ --io-threads 2 --io-poll 0 --vcpu-cpus 0-1 --io-cpus 1 --assist off -- sh -c true";
     let expected = VmSpec {
         cpus: 4,
         cpu_template: None,
@@ -66,6 +66,12 @@ fn each_flag_fills_its_field() {
                 ..DiskSpec::default()
             },
         ],
+        pmem: vec![PmemSpec {
+            id: Some("x".to_owned()),
+            path: "p".into(),
+            read_only: true,
+            ..PmemSpec::default()
+        }],
         nets: vec![NetSpec {
             id: None,
             tap: "t".to_owned(),
@@ -334,6 +340,9 @@ fn flags(spec: &VmSpec) -> Option<Vec<OsString>> {
     for disk in &spec.disks {
         words.push(disk_flag(disk)?);
     }
+    for pmem in &spec.pmem {
+        words.push(pmem_flag(pmem)?);
+    }
     for port in &spec.consoles {
         let name = double(&port.name);
         let place = match (&port.socket, &port.file) {
@@ -411,6 +420,22 @@ fn disk_flag(disk: &DiskSpec) -> Option<String> {
         disk.io_thread
     );
     Some(flag)
+}
+
+fn pmem_flag(pmem: &PmemSpec) -> Option<String> {
+    let double = |text: &str| text.replace(',', ",,");
+    let path = pmem.path.to_str().filter(|path| !path.is_empty())?;
+    if pmem.rate_limit.is_some() {
+        return None;
+    }
+    let ro = if pmem.read_only { ",ro" } else { "" };
+    let id = pmem.id.as_ref().map(|id| format!(",id={}", double(id)));
+    Some(format!(
+        "--pmem={}{ro}{},io-thread={}",
+        double(path),
+        id.unwrap_or_default(),
+        pmem.io_thread
+    ))
 }
 
 /// The word that files have for a value.

@@ -20,7 +20,7 @@ use super::error::io_error;
 use super::{Entry, Fleet, FleetError, Manner, NewVm, State, drive};
 use crate::events::Identity;
 use crate::snapshot::Found;
-use crate::spec::{DiskSpec, SerialSpec, VmSpec, mac_text};
+use crate::spec::{DiskSpec, PmemSpec, SerialSpec, VmSpec, mac_text};
 
 /// What clones have in common.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Base {
     spec: VmSpec,
     /// Each disk, frozen.
     disks: Vec<Frozen>,
+    /// Each file in memory that can be written, frozen.
+    pmem: Vec<Option<PathBuf>>,
     /// The bases that those disks lie in, this one included.
     bases: Vec<PathBuf>,
 }
@@ -85,13 +87,14 @@ impl Base {
     pub fn of_snapshot(fleet: &Fleet, snapshot: &Path) -> Result<Self, FleetError> {
         let spec = saved_spec(snapshot)?;
         let folder = new_folder(fleet)?;
-        match freeze(&spec, &folder) {
-            Ok(disks) => Ok(Self {
+        match freeze(&spec, &folder).and_then(|disks| Ok((disks, freeze_pmem(&spec, &folder)?))) {
+            Ok((disks, pmem)) => Ok(Self {
                 bases: vec![folder.clone()],
                 folder,
                 snapshot: snapshot.to_owned(),
                 spec,
                 disks,
+                pmem,
             }),
             Err(error) => {
                 let _ = fs::remove_dir_all(&folder);
@@ -187,6 +190,12 @@ impl Base {
                 }
             }
         }
+        for (index, (pmem, frozen)) in spec.pmem.iter_mut().zip(&self.pmem).enumerate() {
+            if let Some(from) = frozen {
+                pmem.path = home.join(pmem_name(index));
+                copies.push((from, pmem.path.clone()));
+            }
+        }
         let entry = fleet.create(&NewVm {
             name: Some(&name),
             spec,
@@ -228,14 +237,13 @@ fn save(entry: &Entry, folder: &Path) -> Result<Base, FleetError> {
     let runs = entry.status()?.state == State::Running;
     let spec = running_spec(entry)?;
     // Frozen disks and memory must be of one moment.
-    let disks = if spec.disks.iter().all(|disk| disk.read_only) {
-        spec.disks.iter().map(|_| Frozen::ReadOnly).collect()
-    } else {
-        if runs {
-            drive::ask(entry, "pause", "be forked")?;
-        }
-        freeze(&spec, folder).inspect_err(|_| go_on(entry, runs))?
-    };
+    let only_read =
+        spec.disks.iter().all(|disk| disk.read_only) && spec.pmem.iter().all(|pmem| pmem.read_only);
+    if runs && !only_read {
+        drive::ask(entry, "pause", "be forked")?;
+    }
+    let frozen = freeze(&spec, folder).and_then(|disks| Ok((disks, freeze_pmem(&spec, folder)?)));
+    let (disks, pmem) = frozen.inspect_err(|_| go_on(entry, runs))?;
     let body = json!({ "path": snapshot, "kind": "full", "resume": runs, "durable": false, "beside": true });
     drive::request(entry, "POST", "/berth/v1/snapshot", Some(&body), "be forked")
         .inspect_err(|_| go_on(entry, runs))?;
@@ -247,6 +255,7 @@ fn save(entry: &Entry, folder: &Path) -> Result<Base, FleetError> {
         spec: saved_spec(&snapshot)?,
         snapshot,
         disks,
+        pmem,
     })
 }
 
@@ -311,15 +320,7 @@ fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
             copy(overlay, &frozen)?;
             return Ok(Frozen::Overlay(frozen));
         }
-        let data = fs::metadata(&disk.path).map_err(io_error("read", &disk.path))?;
-        if data.file_type().is_block_device() {
-            return Err(FleetError::Fork {
-                why: format!(
-                    "{}: is a block device, which cannot be copied for clones; attach it read-only or with an overlay",
-                    disk.path.display()
-                ),
-            });
-        }
+        copyable(&disk.path, "attach it read-only or with an overlay")?;
         stands_anywhere(disk)?;
         let frozen = folder.join(image_name(index));
         copy(&disk.path, &frozen)?;
@@ -336,6 +337,35 @@ fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
     spec.disks.iter().enumerate().map(freeze_one).collect()
 }
 
+/// Freezes every file in memory that can be written. Clones have copies of their own: one mapped by two of them would be written by
+/// both.
+fn freeze_pmem(spec: &VmSpec, folder: &Path) -> Result<Vec<Option<PathBuf>>, FleetError> {
+    let freeze_one = |(index, pmem): (usize, &PmemSpec)| {
+        if pmem.read_only {
+            return Ok(None);
+        }
+        copyable(&pmem.path, "attach it read-only")?;
+        let frozen = folder.join(pmem_name(index));
+        copy(&pmem.path, &frozen)?;
+        Ok(Some(frozen))
+    };
+    spec.pmem.iter().enumerate().map(freeze_one).collect()
+}
+
+/// Refuses what cannot be copied, and says what to do `instead`.
+fn copyable(path: &Path, instead: &str) -> Result<(), FleetError> {
+    let data = fs::metadata(path).map_err(io_error("read", path))?;
+    if data.file_type().is_block_device() {
+        return Err(FleetError::Fork {
+            why: format!(
+                "{}: is a block device, which cannot be copied for clones; {instead}",
+                path.display()
+            ),
+        });
+    }
+    Ok(())
+}
+
 /// The hardware address of a clone's network interface: the same for the same name in the same state directory, and locally
 /// administered.
 fn mac(root: &Path, name: &str, index: usize) -> String {
@@ -347,6 +377,10 @@ fn mac(root: &Path, name: &str, index: usize) -> String {
 
 fn image_name(index: usize) -> String {
     format!("disk{}.img", index + 1)
+}
+
+fn pmem_name(index: usize) -> String {
+    format!("pmem{}.img", index + 1)
 }
 
 fn overlay_name(index: usize) -> String {

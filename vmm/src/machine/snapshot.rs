@@ -45,6 +45,8 @@ pub struct Overrides {
     pub consoles: Vec<ConsoleSpec>,
     /// The files of the disks, in their order; each must hold what the guest's disk held.
     pub disks: Vec<PathBuf>,
+    /// The files in its memory, in their order; each must hold what the guest's held.
+    pub pmem: Vec<PathBuf>,
     /// The Unix socket of its vsock.
     pub vsock: Option<PathBuf>,
     /// The CID of its vsock.
@@ -197,6 +199,15 @@ fn overridden(found: &Found, overrides: &Overrides) -> Result<VmSpec, MachineErr
         }
         for (disk, overlay) in spec.disks.iter_mut().zip(&overrides.overlays) {
             disk.overlay.clone_from(overlay);
+        }
+    }
+    if !overrides.pmem.is_empty() {
+        let (given, has) = (overrides.pmem.len(), spec.pmem.len());
+        if given != has {
+            return Err(unfit(format!("it has {has} files in its memory, but {given} are given")).into());
+        }
+        for (pmem, path) in spec.pmem.iter_mut().zip(&overrides.pmem) {
+            pmem.path.clone_from(path);
         }
     }
     if overrides.vsock.is_some() || overrides.cid.is_some() {

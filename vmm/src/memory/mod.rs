@@ -4,6 +4,7 @@
 //!
 //! Slots are set before any interrupt controller exists: afterwards each waits out a grace period of milliseconds.
 
+pub(crate) mod files;
 pub(crate) mod image;
 mod pages;
 pub(crate) mod uffd;
@@ -14,8 +15,9 @@ use std::sync::Arc;
 
 use berth_arch::x86_64::layout;
 use berth_devices::Memory;
+use files::MappedFile;
 use image::Image;
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
@@ -51,6 +53,38 @@ pub enum MemoryError {
         /// What KVM said.
         cause: kvm_ioctls::Error,
     },
+}
+
+/// All that a guest has in its physical address space and need not ask a device for.
+#[derive(Clone)]
+pub(crate) struct GuestMemory {
+    /// RAM: what a snapshot holds.
+    pub(crate) ram: Arc<Memory>,
+    /// RAM and the files that the guest may write: what devices reach.
+    pub(crate) reach: Arc<Memory>,
+    /// The files that it may only read.
+    pub(crate) read_only: Arc<Memory>,
+}
+
+impl GuestMemory {
+    /// RAM, and files behind it.
+    pub(crate) fn new(ram: Arc<Memory>, files: Vec<MappedFile>) -> Result<Self, MemoryError> {
+        let (mut reach, mut read_only) = (ram.clone(), Arc::<Memory>::default());
+        for MappedFile { region, writable } in files {
+            let (base, len) = (region.start_addr().0, region.len());
+            let place = if writable { &mut reach } else { &mut read_only };
+            let more = place.insert_region(region);
+            *place = Arc::new(more.map_err(|cause| MemoryError::Map {
+                mib: len >> 20,
+                cause: format!("{base:#x}: {cause}"),
+            })?);
+        }
+        Ok(Self {
+            ram,
+            reach,
+            read_only,
+        })
+    }
 }
 
 /// Maps `size` bytes of RAM, laid out around the MMIO gap.
@@ -104,19 +138,21 @@ fn map_regions(
 /// Gives every region of `memory` to the VM as a slot.
 ///
 /// The VM must be closed before the last reference to `memory` is dropped.
-pub(crate) fn set_slots(vm: &VmFd, memory: &Memory) -> Result<(), MemoryError> {
-    for (slot, region) in (0..).zip(memory.iter()) {
+pub(crate) fn set_slots(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
+    let writable = memory.reach.iter().map(|region| (region, 0));
+    let read_only = memory.read_only.iter().map(|region| (region, KVM_MEM_READONLY));
+    for (slot, (region, flags)) in (0..).zip(writable.chain(read_only)) {
         let base = region.start_addr().0;
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: base,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the range is one live mapping of exactly this size, made by `map` above and no other slot; the guest
-        // may write all of it, and Rust code reaches it only through volatile accesses. The caller keeps the mapping
-        // until the VM is gone.
+        // SAFETY: the range is one live mapping of exactly this size, made by `map` above or `files::map` and no other slot; the
+        // guest may write all of it, or none where the slot says so, and Rust code reaches it only through volatile accesses. The
+        // caller keeps the mapping until the VM is gone.
         unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| MemoryError::Slot { base, cause })?;
     }
     Ok(())

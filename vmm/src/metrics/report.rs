@@ -88,6 +88,7 @@ fn devices(machine: &Machine) -> Vec<DeviceReport> {
             "blk" => at
                 .checked_sub(own_disks)
                 .and_then(|at| spec.disks.get(at)?.id.clone()),
+            "pmem" => spec.pmem.get(at).and_then(|pmem| pmem.id.clone()),
             "net" => spec.nets.get(at).and_then(|net| net.id.clone()),
             _ => None,
         };

@@ -18,6 +18,7 @@ mod limit;
 mod mmds;
 mod net;
 mod options;
+mod pmem;
 mod ready;
 mod serial;
 mod size;
@@ -39,6 +40,7 @@ pub use mmds::{MmdsSpec, MmdsVersion};
 pub(crate) use net::mac_text;
 pub use net::{NetSpec, PublishError, PublishSpec};
 pub use options::OptionError;
+pub use pmem::PmemSpec;
 pub use ready::ReadySpec;
 pub use size::{ByteSize, SizeError};
 pub(crate) use table::Described;
@@ -76,6 +78,9 @@ pub struct VmSpec {
     /// Disks, in the order the guest sees them. The shipped guest's own root comes before them.
     #[serde(deserialize_with = "table::list")]
     pub disks: Vec<DiskSpec>,
+    /// Files in the guest's memory, in the order the guest sees them.
+    #[serde(deserialize_with = "table::list")]
+    pub pmem: Vec<PmemSpec>,
     /// Network interfaces, in the order the guest sees them.
     #[serde(deserialize_with = "table::list")]
     pub nets: Vec<NetSpec>,
@@ -127,6 +132,7 @@ impl Default for VmSpec {
             cmdline_base: None,
             command: Vec::new(),
             disks: Vec::new(),
+            pmem: Vec::new(),
             nets: Vec::new(),
             mmds: None,
             vsock: None,
@@ -156,6 +162,7 @@ impl VmSpec {
             .disks
             .iter_mut()
             .flat_map(|disk| std::iter::once(&mut disk.path).chain(&mut disk.overlay));
+        let pmem = self.pmem.iter_mut().map(|pmem| &mut pmem.path);
         let metadata = self.mmds.iter_mut().flat_map(|mmds| &mut mmds.file);
         let vsock = self.vsock.iter_mut().map(|vsock| &mut vsock.path);
         let consoles = self.consoles.iter_mut().flat_map(ConsoleSpec::paths_mut);
@@ -163,6 +170,7 @@ impl VmSpec {
             .iter_mut()
             .chain(&mut self.initrd)
             .chain(disks)
+            .chain(pmem)
             .chain(metadata)
             .chain(vsock)
             .chain(consoles)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::{
     BalloonSpec, BandwidthSpec, ConsoleSpec, CpuTemplateSpec, CpuidModifier, DiskSpec, MmdsSpec, MsrModifier,
-    NetSpec, OpsSpec, RateLimitSpec, RegisterModifier, VsockSpec,
+    NetSpec, OpsSpec, PmemSpec, RateLimitSpec, RegisterModifier, VsockSpec,
 };
 
 /// What a table describes, for the one who wrote something else.
@@ -21,6 +21,10 @@ pub(crate) trait Described {
 
 impl Described for DiskSpec {
     const WHAT: &str = "a disk; give a table with its path";
+}
+
+impl Described for PmemSpec {
+    const WHAT: &str = "a file in memory; give a table with at least its path";
 }
 
 impl Described for NetSpec {

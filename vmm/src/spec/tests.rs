@@ -23,6 +23,23 @@ fn limit() -> impl Strategy<Value = Option<RateLimitSpec>> {
     proptest::option::weighted(0.1, limits)
 }
 
+fn pmem() -> impl Strategy<Value = PmemSpec> {
+    let fields = (
+        proptest::option::of(".{1,20}"),
+        ".{1,20}",
+        any::<bool>(),
+        any::<u32>(),
+        limit(),
+    );
+    fields.prop_map(|(id, path, read_only, io_thread, rate_limit)| PmemSpec {
+        id,
+        path: path.into(),
+        read_only,
+        io_thread,
+        rate_limit,
+    })
+}
+
 fn disk() -> impl Strategy<Value = DiskSpec> {
     let fields = (
         ".{1,20}",
@@ -228,11 +245,11 @@ prop_compose! {
         cmdline_base in proptest::option::of(".{0,40}"),
         command in proptest::collection::vec(".{0,10}", 0..4),
         disks in proptest::collection::vec(disk(), 0..4), nets in proptest::collection::vec(net(), 0..4),
-        rng_rate_limit in limit(), (cpu_template, mmds, vsock, balloon, consoles) in (proptest::option::of(cpu_template()), proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64), (warm, ready, threads) in (any::<bool>(), sign(), threads()),
+        rng_rate_limit in limit(), (cpu_template, mmds, vsock, balloon, consoles) in (proptest::option::of(cpu_template()), proptest::option::of(mmds()), proptest::option::of(vsock()), proptest::option::of(balloon()), proptest::collection::vec(console(), 0..3)), serial in serial(), timeout in proptest::option::of(0..=i64::MAX as u64), (warm, ready, threads) in (any::<bool>(), sign(), threads()), pmem in proptest::collection::vec(pmem(), 0..3),
     ) -> VmSpec {
         VmSpec {
             cpus, cpu_template, memory: ByteSize(memory), kernel: kernel.map(Into::into), entry, initrd: initrd.map(Into::into),
-            cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, balloon, consoles, rng, serial_rate_limit: rng_rate_limit.as_ref().and_then(|limit: &RateLimitSpec| limit.bandwidth.clone()), rng_rate_limit, serial, timeout, warm, ready, threads, assist,
+            cmdline, cmdline_replace, cmdline_base, command, disks, pmem, nets, mmds, vsock, balloon, consoles, rng, serial_rate_limit: rng_rate_limit.as_ref().and_then(|limit: &RateLimitSpec| limit.bandwidth.clone()), rng_rate_limit, serial, timeout, warm, ready, threads, assist,
         }
     }
 }

@@ -319,13 +319,20 @@ impl Faults {
         ];
         let own = own.iter().filter(|device| **device).count();
         let room = layout::VIRTIO_MMIO_MAX - own;
-        let (disks, nets) = (spec.disks.len(), spec.nets.len());
-        let fits = disks + nets <= room;
+        let (disks, pmem, nets) = (spec.disks.len(), spec.pmem.len(), spec.nets.len());
+        let fits = disks + pmem + nets <= room;
         if !fits {
-            let field = if disks >= nets { "disks" } else { "nets" };
+            let (field, _) = [("nets", nets), ("pmem", pmem), ("disks", disks)]
+                .into_iter()
+                .max_by_key(|(_, count)| *count)
+                .unwrap_or_default();
+            let files = match pmem {
+                0 => String::new(),
+                _ => format!(", {pmem} files in memory"),
+            };
             self.add(
                 field,
-                format!("{disks} disks and {nets} network interfaces are more than the {room} devices a guest has room for; leave some out"),
+                format!("{disks} disks{files} and {nets} network interfaces are more than the {room} devices a guest has room for; leave some out"),
             );
         }
         fits

@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use berth_arch::x86_64::assist::{AssistCounts, AssistError, VcpuAssist};
-use berth_devices::Memory;
 use berth_devices::bus::Bus;
 use kvm_ioctls::VcpuFd;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -18,6 +17,7 @@ pub(crate) use control::install_kick_handler;
 use control::{ImmediateExit, Next, VcpuControl, kick_signal};
 use exits::Outcome;
 
+use crate::memory::GuestMemory;
 use crate::metrics::VcpuCounters;
 use crate::stop::{StopCell, StopReason};
 
@@ -30,7 +30,7 @@ pub(crate) struct VcpuParts {
     /// The vCPU, its registers set.
     pub(crate) vcpu: VcpuFd,
     /// The guest's RAM, so that it stays mapped as long as the vCPU may run.
-    pub(crate) _memory: Arc<Memory>,
+    pub(crate) _memory: GuestMemory,
     /// Port I/O.
     pub(crate) ports: Arc<Bus>,
     /// Memory-mapped I/O.

@@ -30,7 +30,7 @@ use crate::guest::{self, Launch, Streams};
 use crate::irq::IrqLines;
 use crate::memory::image::{Image, Origin};
 use crate::memory::uffd::map_handled;
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, GuestMemory, MemoryError};
 use crate::ready::LineWatch;
 use crate::snapshot::Components;
 use crate::spec::{self, CpuTemplateSpec, ReadySpec, ThreadsSpec, ValidSpec, VmSpec};
@@ -82,7 +82,7 @@ impl SavedMemory {
 struct Base {
     kvm: Kvm,
     vm: Arc<VmFd>,
-    memory: Arc<Memory>,
+    memory: GuestMemory,
     lines: IrqLines,
 }
 
@@ -94,15 +94,15 @@ pub(crate) fn build(
     timing: &mut Timing,
 ) -> Result<Built, BuildError> {
     let spec: &VmSpec = spec;
-    let outside = Outside::open(spec, metadata, launch.streams)?;
+    let mut outside = Outside::open(spec, metadata, launch.streams)?;
     timing.mark("open files");
-    let base = Base::new(memory::map(spec.memory.0)?, timing)?;
+    let base = Base::new(outside.with_files(memory::map(spec.memory.0)?)?, timing)?;
     let (mut vcpus, hint) = create_vcpus(&base.kvm, &base.vm, spec)?;
     timing.mark("vCPUs");
-    let kind = probe_kind(&mut vcpus[0], &base.memory, hint)?;
+    let kind = probe_kind(&mut vcpus[0], &base.memory.ram, hint)?;
     timing.mark("probe the host");
 
-    let memory = &base.memory;
+    let memory = &base.memory.ram;
     let count = outside.devices.len();
     let cmdline = command_line(spec, launch, count, kind);
     let boot = berth_boot::load(memory, &boot_request(spec, &kernel_source(spec), &cmdline))?;
@@ -132,7 +132,7 @@ pub(crate) fn restore(
 ) -> Result<Built, BuildError> {
     let spec: &VmSpec = spec;
     let mut components = saved.components;
-    let outside = Outside::open(spec, metadata, saved.streams)?;
+    let mut outside = Outside::open(spec, metadata, saved.streams)?;
     timing.mark("open files");
     let (memory, origin) = saved.memory.map(spec.memory.0)?;
     if let Origin::Handler(handler) = &origin {
@@ -143,7 +143,7 @@ pub(crate) fn restore(
                 cause,
             })?;
     }
-    let base = Base::new(memory, timing)?;
+    let base = Base::new(outside.with_files(memory)?, timing)?;
     let advance = state::restore_clock(&mut components, &base.vm, saved.advance)?;
     let mut vcpus = Vec::with_capacity(spec.cpus as usize);
     let mut assists = Vec::with_capacity(spec.cpus as usize);
@@ -219,11 +219,16 @@ impl Outside {
             threads: spec.threads.clone(),
         })
     }
+
+    /// RAM with the devices' files behind it.
+    fn with_files(&mut self, ram: Arc<Memory>) -> Result<GuestMemory, MemoryError> {
+        GuestMemory::new(ram, std::mem::take(&mut self.devices.files))
+    }
 }
 
 impl Base {
     /// A VM with its memory and interrupt controllers, in the order that costs least.
-    fn new(memory: Arc<Memory>, timing: &mut Timing) -> Result<Self, BuildError> {
+    fn new(memory: GuestMemory, timing: &mut Timing) -> Result<Self, BuildError> {
         let kvm = probe::kvm::open()?;
         let vm = Arc::new(kvm.create_vm().map_err(refused("KVM_CREATE_VM"))?);
         timing.mark("create VM");
@@ -283,12 +288,13 @@ fn assemble(base: Base, outside: Outside, vcpus: Vec<VcpuFd>, facts: Facts) -> R
     let mut mmio = Bus::new();
     let ioapic = Arc::new(IoApic::new(lines.clone()));
     mmio.insert(layout::IOAPIC, layout::PAGE_SIZE, ioapic.clone())?;
-    let virtio = virtio::place(devices, &threads, &vm, &memory, &lines, &mut mmio)?;
+    let virtio = virtio::place(devices, &threads, &vm, &memory.reach, &lines, &mut mmio)?;
 
     let (port_bus, mmio) = (Arc::new(ports.bus), Arc::new(mmio));
     let parts = |(index, vcpu)| -> Result<VcpuParts, BuildError> {
         let assist = if facts.assisted {
-            Some(VcpuAssist::new(memory.clone(), &vm)?)
+            let assist = VcpuAssist::new(memory.reach.clone(), &vm)?;
+            Some(assist.with_read_only(memory.read_only.clone()))
         } else {
             None
         };

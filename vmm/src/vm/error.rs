@@ -15,7 +15,7 @@ use berth_devices::virtio::console::PortError;
 use berth_devices::virtio::net::TapError;
 use berth_devices::virtio::vsock::VsockError;
 
-use super::StateError;
+use super::{PmemError, StateError};
 use crate::console::ConsoleError;
 use crate::irq::IrqError;
 use crate::memory::MemoryError;
@@ -64,6 +64,14 @@ pub enum BuildError {
         number: usize,
         /// What is wrong.
         cause: DiskError,
+    },
+    /// A file in memory is wrong.
+    #[error("pmem {number}: {cause}")]
+    Pmem {
+        /// Which, from 1, in the spec's order.
+        number: usize,
+        /// What is wrong.
+        cause: PmemError,
     },
     /// A network interface is wrong.
     #[error("net {number}: {cause}")]
@@ -129,6 +137,7 @@ impl BuildError {
                 | Self::Memory(MemoryError::Map { .. } | MemoryError::Handler { .. })
                 | Self::Boot(_)
                 | Self::Disk { .. }
+                | Self::Pmem { .. }
                 | Self::Net { .. }
                 | Self::UserNet { .. }
                 | Self::Vsock(_)

@@ -15,6 +15,7 @@ mod builder;
 mod error;
 mod handles;
 mod notifier;
+mod pmem;
 mod ports;
 mod state;
 mod virtio;
@@ -33,6 +34,8 @@ use kvm_ioctls::{Kvm, VmFd};
 pub(crate) use builder::{Built, Saved, SavedMemory, build, restore};
 pub use error::BuildError;
 pub use handles::DeviceHandles;
+pub use pmem::PmemError;
+pub(crate) use pmem::try_pmem;
 pub use state::StateError;
 pub(crate) use state::cpuid_of;
 
@@ -40,6 +43,7 @@ use self::ports::Legacy;
 use self::virtio::Virtio;
 use crate::guest::Streams;
 use crate::irq::IrqLines;
+use crate::memory::GuestMemory;
 use crate::memory::image::Origin;
 use crate::metrics::VcpuCounters;
 use crate::stop::{StopCell, StopReason};
@@ -69,7 +73,7 @@ pub(crate) struct Vm {
 pub(crate) struct Board {
     kvm: Kvm,
     vm: Arc<VmFd>,
-    memory: Arc<Memory>,
+    memory: GuestMemory,
     /// Where the memory's contents came from.
     origin: Origin,
     ioapic: Arc<IoApic<IrqLines>>,
@@ -147,7 +151,7 @@ impl Vm {
 
     /// Guest RAM, and where its contents came from.
     pub(crate) fn memory(&self) -> (&Arc<Memory>, &Origin) {
-        (&self.board.memory, &self.board.origin)
+        (&self.board.memory.ram, &self.board.origin)
     }
 
     /// What runs the guest's kernel.

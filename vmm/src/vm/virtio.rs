@@ -22,9 +22,11 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::BuildError;
 use super::handles::DeviceHandles;
 use super::notifier::QueueNotify;
+use super::pmem::Space;
 use crate::guest;
 use crate::io_thread::{IoDevice, IoThread};
 use crate::irq::IrqLines;
+use crate::memory::files::MappedFile;
 use crate::net_user;
 use crate::page_returner::ReturnPages;
 use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, NetSpec, RateLimitSpec, ThreadsSpec, VmSpec};
@@ -35,6 +37,8 @@ pub(crate) struct Devices {
     /// Each with the I/O thread that it belongs to.
     list: Vec<(u32, Box<dyn VirtioDevice>)>,
     handles: DeviceHandles,
+    /// The files that the guest is to have in its memory.
+    pub(crate) files: Vec<MappedFile>,
 }
 
 impl Devices {
@@ -44,8 +48,8 @@ impl Devices {
     }
 }
 
-/// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, nets, vsock, balloon,
-/// console, rng. `metadata` is what the guest can ask for where the spec lets it.
+/// Opens and makes the devices of `spec`, in the order the guest sees them: the shipped root, disks, files in memory,
+/// nets, vsock, balloon, console, rng. `metadata` is what the guest can ask for where the spec lets it.
 pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<Devices, BuildError> {
     let mut handles = DeviceHandles::default();
     let mut devices: Vec<(u32, Box<dyn VirtioDevice>)> = Vec::new();
@@ -76,6 +80,17 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         let (block, handle) = made.map_err(descriptor)?;
         devices.push((disk.io_thread, Box::new(block)));
         handles.disks.push((disk.id.clone(), handle));
+    }
+    let mut space = Space::behind(spec.memory.0);
+    let mut files = Vec::with_capacity(spec.pmem.len());
+    for (number, pmem) in (1..).zip(&spec.pmem) {
+        let opened = space.open(pmem);
+        let (device, file) = opened.map_err(|cause| BuildError::Pmem { number, cause })?;
+        let made = device.controlled(RateLimitSpec::config(pmem.rate_limit.as_ref()));
+        let (device, handle) = made.map_err(descriptor)?;
+        devices.push((pmem.io_thread, Box::new(device)));
+        handles.pmem.push((pmem.id.clone(), handle));
+        files.push(file);
     }
     for (number, net) in (1..).zip(&spec.nets) {
         let mac = match net.mac_address() {
@@ -127,6 +142,7 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
     Ok(Devices {
         list: devices,
         handles,
+        files,
     })
 }
 
@@ -209,6 +225,7 @@ pub(crate) fn place(
     let Devices {
         list: devices,
         handles: ways,
+        ..
     } = devices;
     let traits: Vec<_> = devices.iter().map(|(_, device)| device.traits()).collect();
     let (threads, handles) = spawn(devices, spec)?;

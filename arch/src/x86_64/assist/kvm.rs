@@ -15,6 +15,8 @@ use crate::x86_64::xsave_buffer::{TooLarge, XsaveBuffer};
 /// What all completions of a vCPU share.
 pub(super) struct Host {
     pub(super) memory: Arc<GuestMemoryMmap>,
+    /// What of the guest's memory it may only read.
+    pub(super) read_only: Arc<GuestMemoryMmap>,
     layout: Layout,
     xsave: XsaveBuffer,
 }
@@ -23,6 +25,7 @@ impl Host {
     pub(super) fn new(memory: Arc<GuestMemoryMmap>, vm: &VmFd) -> Result<Self, AssistError> {
         Ok(Self {
             memory,
+            read_only: Arc::default(),
             layout: Layout::of_host(),
             xsave: XsaveBuffer::new(vm).map_err(|TooLarge(size)| AssistError::XsaveSize { size })?,
         })
@@ -83,7 +86,10 @@ unsafe fn locked_compare_exchange(word: *mut u128, current: u128, new: u128) -> 
 
 impl Machine for KvmMachine<'_> {
     fn read(&self, address: u64, into: &mut [u8]) -> bool {
-        self.host.memory.read_slice(into, GuestAddress(address)).is_ok()
+        let from = |memory: &GuestMemoryMmap, into: &mut [u8]| {
+            memory.read_slice(into, GuestAddress(address)).is_ok()
+        };
+        from(&self.host.memory, into) || from(&self.host.read_only, into)
     }
 
     fn write(&self, address: u64, from: &[u8]) -> bool {

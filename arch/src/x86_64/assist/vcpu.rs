@@ -88,6 +88,13 @@ impl VcpuAssist {
         })
     }
 
+    /// The guest may read `memory` too, but not write it.
+    #[must_use]
+    pub fn with_read_only(mut self, memory: Arc<GuestMemoryMmap>) -> Self {
+        self.host.read_only = memory;
+        self
+    }
+
     /// Sets whether ring 0 is interpreted here as far as possible, as it is from the start, or by KVM, which is many times slower. Call it
     /// before the vCPU runs.
     pub fn interpret_here(&mut self, on: bool) {

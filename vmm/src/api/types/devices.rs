@@ -302,25 +302,42 @@ pub(crate) struct SerialDevice {
     pub(crate) rate_limiter: Option<TokenBucket>,
 }
 
-/// A persistent memory device, which Berth does not have.
-#[derive(Debug, Deserialize, JsonSchema)]
+/// A file that the guest has in its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "read to be refused as a whole")]
 pub(crate) struct Pmem {
     /// Its name, as in the path.
     pub(crate) id: String,
-    /// The file behind it.
-    #[serde(default)]
-    pub(crate) path_on_host: Option<PathBuf>,
-    /// Whether the root file system is on it.
+    /// The file. One that can be written is a multiple of 2 MiB long.
+    pub(crate) path_on_host: PathBuf,
+    /// Whether the guest's root file system is on it; the kernel is told.
     #[serde(default)]
     pub(crate) root_device: bool,
     /// Whether the guest may only read it.
     #[serde(default)]
     pub(crate) read_only: bool,
-    /// Limits to what the guest may do.
+    /// Limits to flushes.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "table::optional"
+    )]
+    pub(crate) rate_limiter: Option<RateLimiter>,
+}
+
+/// What is to change about a file in the memory of a running VM.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PartialPmem {
+    /// Its name, as in the path.
+    pub(crate) id: String,
+    /// New limits.
     #[serde(default, deserialize_with = "table::optional")]
     pub(crate) rate_limiter: Option<RateLimiter>,
+}
+
+impl Described for Pmem {
+    const WHAT: &str = "persistent memory; give an object with id and path_on_host";
 }
 
 /// Memory to plug in later, which Berth does not have.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Balloon, Drive, EntropyDevice, MmdsConfig, NetworkInterface, Vsock};
+use super::{Balloon, Drive, EntropyDevice, MmdsConfig, NetworkInterface, Pmem, Vsock};
 use crate::spec::{Capability, CpuidModifier, MsrModifier, table};
 
 /// Which VM this is and where it is in its life.
@@ -234,7 +234,7 @@ pub(crate) struct FullVmConfiguration {
     pub(crate) memory_hotplug: Option<serde_json::Value>,
     pub(crate) mmds_config: Option<MmdsConfig>,
     pub(crate) network_interfaces: Vec<NetworkInterface>,
-    pub(crate) pmem: Vec<serde_json::Value>,
+    pub(crate) pmem: Vec<Pmem>,
     pub(crate) vsock: Option<Vsock>,
     pub(crate) entropy: Option<EntropyDevice>,
 }

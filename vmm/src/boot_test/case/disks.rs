@@ -99,13 +99,22 @@ impl Run<'_> {
     }
 }
 
-/// The VM with absolute paths, and with overlays in `folder` for disks that the guest may write: the images stay as they are.
+/// The VM with absolute paths, and with overlays in `folder` for disks and copies of files in memory that the guest may write: the
+/// images stay as they are.
 pub(super) fn own(spec: &VmSpec, folder: &Path) -> io::Result<VmSpec> {
     let mut spec = spec.clone();
     spec.take_paths_from(&std::env::current_dir()?);
     for (number, disk) in (1..).zip(&mut spec.disks) {
         if !disk.read_only && disk.overlay.is_none() {
             disk.overlay = Some(folder.join(format!("disk{number}.overlay")));
+        }
+    }
+    for (number, pmem) in (1..).zip(&mut spec.pmem) {
+        if !pmem.read_only {
+            let copy = folder.join(format!("pmem{number}.img"));
+            let named = |cause: io::Error| io::Error::other(format!("{}: {cause}", pmem.path.display()));
+            fs::copy(&pmem.path, &copy).map_err(named)?;
+            pmem.path = copy;
         }
     }
     Ok(spec)

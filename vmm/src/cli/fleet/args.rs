@@ -9,7 +9,7 @@ use super::super::args::option;
 use super::super::completion::vms;
 use crate::fleet::Manner;
 use crate::logging::Filter;
-use crate::spec::{ConsoleSpec, DiskSpec, NetSpec, VsockSpec};
+use crate::spec::{ConsoleSpec, DiskSpec, NetSpec, PmemSpec, VsockSpec};
 
 /// Where the VMs are.
 #[derive(Debug, Default, Clone, Args)]
@@ -163,6 +163,9 @@ pub struct RestoreArgs {
     /// Where a disk leads now, as berth run takes it; all of them, in their order, or none
     #[arg(long, value_name = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME]", value_parser = option(DiskSpec::from_option))]
     pub disk: Vec<DiskSpec>,
+    /// Where a file in memory leads now, as berth run takes it; all of them, in their order, or none
+    #[arg(long, value_name = "PATH[,…]", value_parser = option(PmemSpec::from_option))]
+    pub pmem: Vec<PmemSpec>,
     /// Where a network interface leads now, as berth run takes it; all of them, in their order, or none
     #[arg(long, value_name = "tap=NAME[,create][,mac=ADDRESS]", value_parser = option(NetSpec::from_option))]
     pub net: Vec<NetSpec>,

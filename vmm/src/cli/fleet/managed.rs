@@ -116,6 +116,7 @@ fn load(entry: &Entry, spec: &VmSpec) -> Option<LoadRequest> {
         overrides: Overrides {
             serial: Some(spec.serial.clone()),
             timeout: spec.timeout,
+            pmem: spec.pmem.iter().map(|pmem| pmem.path.clone()).collect(),
             ..Overrides::of_devices(&spec.disks, &spec.nets, &spec.consoles, spec.vsock.as_ref())
         },
         verify: false,

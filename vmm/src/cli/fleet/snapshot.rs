@@ -62,6 +62,7 @@ fn start_restored(args: RestoreArgs) -> Result<Entry, FleetError> {
     let directory = absolute(&args.dir);
     let mut spec = fork::saved_spec(&directory)?;
     replace("disk", &mut spec.disks, args.disk)?;
+    replace("pmem", &mut spec.pmem, args.pmem)?;
     replace("net", &mut spec.nets, args.net)?;
     replace("console", &mut spec.consoles, args.console)?;
     let mut vsock = spec.vsock.take().into_iter().collect();

@@ -14,7 +14,7 @@ fn sentence(text: &str, format: Format) -> String {
 
 #[test]
 fn each_fault_in_toml_has_its_line_field_and_remedy() {
-    const FIELDS: &str = "cpus, cpu_template, memory, kernel, entry, initrd, cmdline, cmdline_replace, cmdline_base, command, disks, nets, mmds, vsock, \
+    const FIELDS: &str = "cpus, cpu_template, memory, kernel, entry, initrd, cmdline, cmdline_replace, cmdline_base, command, disks, pmem, nets, mmds, vsock, \
         balloon, consoles, rng, rng_rate_limit, serial, serial_rate_limit, timeout, warm, ready, threads, assist";
     let unknown = |at: &str| format!("{at}: unknown field; the known ones are {FIELDS}");
     for (text, expected) in [

@@ -1,4 +1,4 @@
-//! What is wrong with disks and network interfaces, each by itself and together.
+//! What is wrong with disks, files in memory and network interfaces, each by itself and together.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::Path;
 use berth_devices::virtio::blk::MAX_QUEUES;
 
 use super::Faults;
-use crate::spec::{DiskSpec, EngineSpec, FormatSpec, NetSpec, RateLimitSpec, VmSpec};
+use crate::spec::{DiskSpec, EngineSpec, FormatSpec, NetSpec, PmemSpec, RateLimitSpec, VmSpec};
 
 /// What virtio-blk has room for.
 const DISK_SERIAL_MAX: usize = 20;
@@ -21,6 +21,9 @@ impl Faults {
             self.disk(index, disk, spec);
         }
         self.shared_disks(&spec.disks);
+        for (index, pmem) in spec.pmem.iter().enumerate() {
+            self.pmem(index, pmem, spec);
+        }
         for (index, net) in spec.nets.iter().enumerate() {
             self.net(index, net, spec);
         }
@@ -132,6 +135,37 @@ impl Faults {
                     ),
                 );
             }
+        }
+    }
+
+    fn pmem(&mut self, index: usize, pmem: &PmemSpec, spec: &VmSpec) {
+        let field = format!("pmem {}", index + 1);
+        self.limit(&field, "rate_limit", pmem.rate_limit.as_ref());
+        self.path(&field, &pmem.path, "name a file");
+        self.io_thread(&field, pmem.io_thread, spec);
+        let own = Identity::of(&pmem.path);
+        // What lies under an overlay is only read.
+        let disks = (1..).zip(&spec.disks).flat_map(|(number, disk)| {
+            let name = format!("disk {number}");
+            let read_only = disk.read_only || disk.overlay.is_some();
+            let overlay = disk.overlay.iter().map(|path| (path, false));
+            let files = std::iter::once((&disk.path, read_only)).chain(overlay);
+            files.map(move |(path, read_only)| (name.clone(), path, read_only))
+        });
+        let earlier = (1..)
+            .zip(&spec.pmem[..index])
+            .map(|(number, other)| (format!("pmem {number}"), &other.path, other.read_only));
+        let other = disks
+            .chain(earlier)
+            .find(|(_, path, read_only)| !(pmem.read_only && *read_only) && Identity::of(path) == own);
+        if let Some((other, ..)) = other {
+            self.add(
+                field,
+                format!(
+                    "{} is {other} already; give it once, or both times read-only",
+                    pmem.path.display()
+                ),
+            );
         }
     }
 

@@ -252,6 +252,44 @@ fn one_file_under_two_names_is_one_disk() {
 }
 
 #[test]
+fn a_file_in_memory_is_nothing_else_unless_it_is_only_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    std::fs::write(&image, "").unwrap();
+    let image = image.display();
+    for (toml, expected) in [
+        (
+            format!("disks = [{{ path = \"{image}\", read_only = true }}]\npmem = [{{ path = \"{image}\" }}]"),
+            vec![format!("pmem 1: {image} is disk 1 already; give it once, or both times read-only")],
+        ),
+        (
+            format!(
+                "pmem = [{{ path = \"{image}\", read_only = true }}, {{ path = \"{image}\" }}, {{ path = \"{image}\", read_only = true }}]"
+            ),
+            vec![
+                format!("pmem 2: {image} is pmem 1 already; give it once, or both times read-only"),
+                format!("pmem 3: {image} is pmem 2 already; give it once, or both times read-only"),
+            ],
+        ),
+        (
+            format!(
+                "disks = [{{ path = \"{image}\", read_only = true }}]\npmem = [{{ path = \"{image}\", read_only = true }}]"
+            ),
+            Vec::new(),
+        ),
+        (
+            "pmem = [{ path = \"\", io_thread = 3 }]".to_owned(),
+            vec![
+                "pmem 1: the path is empty; name a file".to_owned(),
+                "pmem 1: io_thread: there is no I/O thread 3, they are counted from 0; raise threads.io, which is 1".to_owned(),
+            ],
+        ),
+    ] {
+        assert_eq!(faults(&toml), expected);
+    }
+}
+
+#[test]
 fn a_limit_lets_something_through() {
     for (toml, expected) in [
         (

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::path::Path;
 use std::time::SystemTime;
 
+use berth_arch::x86_64::cpuid;
+
 use super::error::ApiError;
 use super::route::Scene;
 use super::types::{
@@ -147,9 +149,8 @@ pub(crate) fn patch_machine(scene: &mut Scene<'_>, _: &str, update: MachineUpdat
         let what = "Berth does not back guest memory with huge pages yet; set it to None";
         return Err(ApiError::lacks("huge_pages", what));
     }
-    if cpu_template.is_some_and(|template| template != CpuTemplate::None) {
-        let what = "Berth has no static CPU templates; leave it out or set it to None";
-        return Err(ApiError::lacks("cpu_template", what));
+    if let Some(why) = cpu_template.and_then(|template| no_template(template, &cpuid::host_cpu())) {
+        return Err(ApiError::lacks("cpu_template", &why));
     }
     amend(scene, |spec| {
         if let Some(count) = vcpu_count {
@@ -163,6 +164,30 @@ pub(crate) fn patch_machine(scene: &mut Scene<'_>, _: &str, update: MachineUpdat
         scene.side.track_dirty_pages = track;
     }
     Ok(())
+}
+
+/// Why a static CPU template is not taken on the host with the CPU `host`; nothing is if there is none. What each stands for changes
+/// from one Firecracker to the next and is deprecated there, so Berth has custom ones alone.
+fn no_template(template: CpuTemplate, host: &str) -> Option<String> {
+    let (name, maker, vendor) = match template {
+        CpuTemplate::None => return None,
+        CpuTemplate::C3 => ("C3", "Intel", "GenuineIntel"),
+        CpuTemplate::T2 => ("T2", "Intel", "GenuineIntel"),
+        CpuTemplate::T2S => ("T2S", "Intel", "GenuineIntel"),
+        CpuTemplate::T2CL => ("T2CL", "Intel", "GenuineIntel"),
+        CpuTemplate::T2A => ("T2A", "AMD", "AuthenticAMD"),
+        CpuTemplate::V1N1 => ("V1N1", "Arm", "Arm"),
+    };
+    Some(if host.starts_with(vendor) {
+        format!(
+            "Berth has no static CPU templates, which Firecracker deprecates; send what {name} stands for to /cpu-config as a custom one, \
+             or set it to None"
+        )
+    } else {
+        format!(
+            "{name} is for CPUs of {maker}'s, and this host has another ({host}); leave it out or set it to None"
+        )
+    })
 }
 
 /// `PUT /cpu-config`
@@ -292,4 +317,37 @@ fn boot_of(spec: &VmSpec) -> Option<BootSource> {
         initrd_path: spec.initrd.clone(),
         boot_args: spec.cmdline_base.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_static_template_is_refused_by_what_it_is_for() {
+        let intel = "GenuineIntel 50657";
+        assert_eq!(no_template(CpuTemplate::None, intel), None);
+        for (template, host, words) in [
+            (
+                CpuTemplate::T2CL,
+                intel,
+                "send what T2CL stands for to /cpu-config",
+            ),
+            (CpuTemplate::T2A, intel, "T2A is for CPUs of AMD's"),
+            (
+                CpuTemplate::T2A,
+                "AuthenticAMD a00f11",
+                "send what T2A stands for",
+            ),
+            (
+                CpuTemplate::T2,
+                "AuthenticAMD a00f11",
+                "T2 is for CPUs of Intel's",
+            ),
+            (CpuTemplate::V1N1, intel, "V1N1 is for CPUs of Arm's"),
+        ] {
+            let said = no_template(template, host).unwrap();
+            assert!(said.contains(words), "{said}");
+        }
+    }
 }

@@ -363,7 +363,7 @@ fn cpu_templates_that_no_x86_here_can_be_are_refused() {
         (
             "/machine-config",
             r#"{"vcpu_count":1,"mem_size_mib":64,"cpu_template":"T2"}"#,
-            &["cpu_template", "no static CPU templates"],
+            &["cpu_template", "T2", "set it to None"],
         ),
     ] {
         host.refused("PUT", path, body, words);

@@ -124,6 +124,13 @@ fn version_2_wants_a_token_and_a_restored_guest_finds_the_service_but_nothing_of
     served.running.send("\n");
     let said = served.running.wait_for("saving");
     assert!(said.contains("second"), "{said}");
+    let counted = served.get("/berth/v1/metrics.json")["mmds"].take();
+    let many = ["rx_count", "tx_frames", "connections_created"].map(|name| counted[name].as_u64() >= Some(4));
+    assert_eq!(
+        (many, counted["rx_invalid_token"].as_u64()),
+        ([true; 3], Some(1)),
+        "{counted}"
+    );
     let snapshot = served.path("snapshot");
     served.tell(
         "POST",

@@ -491,6 +491,8 @@ fn metrics_count_requests_in_both_forms() {
     );
     let json = host.get("/berth/v1/metrics.json");
     assert_eq!(json["api"][0]["requests"], 3);
+    assert_eq!(json["mmds"]["rx_accepted"], 0);
+    assert!(text.contains("\nberth_mmds_tx_bytes_total 0\n"), "{text}");
     assert!(json["resident_bytes"].as_u64().unwrap() > 1 << 20);
 
     let path = host.folder.path().join("metrics");
@@ -498,6 +500,7 @@ fn metrics_count_requests_in_both_forms() {
     let flush = json!({"action_type": "FlushMetrics"});
     assert_eq!(host.put("/actions", &flush).0, 204);
     let line: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(line["mmds"]["tx_count"], 0);
     assert!(line["utc_timestamp_ms"].is_u64());
     assert_eq!(line["get_api_requests"]["requests"], 4);
 }

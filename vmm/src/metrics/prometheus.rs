@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write};
 
+use berth_devices::virtio::net::mmds::MMDS_COUNTS;
+
 use super::api::BOUNDS;
 use super::report::{DeviceReport, Report};
 use super::vcpu::{ASSISTS, EXITS};
@@ -37,6 +39,7 @@ pub(crate) fn prometheus(report: &Report) -> String {
     );
     text.vcpus(report);
     text.devices(report);
+    text.mmds(report);
     text.api(report);
     text.0
 }
@@ -126,6 +129,13 @@ impl Text {
                 (labels, field(device))
             });
             self.family(&format!("berth_device_{name}_total"), "counter", help, samples);
+        }
+    }
+
+    fn mmds(&mut self, report: &Report) {
+        for (name, help) in MMDS_COUNTS {
+            let count = report.mmds.get(name).map(|count| (String::new(), *count));
+            self.family(&format!("berth_mmds_{name}_total"), "counter", help, count);
         }
     }
 

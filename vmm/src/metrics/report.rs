@@ -1,9 +1,10 @@
 //! The numbers of a VM at one moment, as JSON.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use berth_devices::virtio::counters::DeviceCounts;
+use berth_devices::virtio::net::mmds::MMDS_COUNTS;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -33,6 +34,8 @@ pub(crate) struct Report {
     pub(crate) vcpus: Vec<VcpuReport>,
     /// The virtio devices, in the order the guest sees them.
     pub(crate) devices: Vec<DeviceReport>,
+    /// The metadata service, all interfaces together.
+    pub(crate) mmds: BTreeMap<&'static str, u64>,
     /// The API's requests.
     pub(crate) api: Vec<VerbReport>,
 }
@@ -71,6 +74,11 @@ pub(crate) fn report(machine: &Machine, api: &ApiMetrics) -> Report {
         resident_bytes: resident(),
         vcpus: machine.vcpu_counters().map(|vcpu| vcpu.report()).collect(),
         devices: devices(machine),
+        mmds: MMDS_COUNTS
+            .iter()
+            .zip(machine.metadata().counts())
+            .map(|((name, _), count)| (*name, count))
+            .collect(),
         api: api.report(),
     }
 }
@@ -141,6 +149,7 @@ pub(crate) fn firecracker_line(report: &Report) -> String {
             "exit_mmio_read": sum(|vcpu| vcpu.mmio_read),
             "exit_mmio_write": sum(|vcpu| vcpu.mmio_write),
         },
+        "mmds": &report.mmds,
         "berth": serde_json::to_value(report).unwrap_or(Value::Null),
     });
     line.to_string()

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use httparse::{EMPTY_HEADER, Header, Status};
 use serde_json::Value;
 
+use super::counts::Event;
 use super::store::MetadataStore;
 use super::token::{Authority, SECONDS};
 
@@ -177,6 +178,7 @@ impl Service {
         if self.config.tokens {
             match headers.get(&TOKEN) {
                 None => {
+                    self.store.count(Event::NoToken);
                     return Answer::new(
                         UNAUTHORIZED,
                         "No MMDS token provided. Use `X-metadata-token` or `X-aws-ec2-metadata-token` header to \
@@ -184,6 +186,7 @@ impl Service {
                     );
                 }
                 Some((_, token)) if !self.authority.accepts(token) => {
+                    self.store.count(Event::InvalidToken);
                     return Answer::new(UNAUTHORIZED, "MMDS token not valid.");
                 }
                 Some(_) => {}

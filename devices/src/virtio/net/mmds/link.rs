@@ -20,6 +20,11 @@ const ETHERNET: usize = 14;
 const ARP_TARGET: usize = ETHERNET + 24;
 const IP_DESTINATION: usize = ETHERNET + 16;
 
+/// Whether this begins like a frame at all.
+pub(super) fn is_frame(begin: &[u8]) -> bool {
+    begin.len() >= ETHERNET
+}
+
 /// Whether the frame that begins with `begin` is for the service at `address`.
 pub(super) fn is_for(address: Ipv4Addr, begin: &[u8]) -> bool {
     let Ok(frame) = EthernetFrame::new_checked(begin) else {

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod counts;
 mod http;
 mod link;
 mod stack;
@@ -27,9 +28,11 @@ use super::backend::NetBackend;
 use super::header::Header;
 use crate::timer::Timer;
 use crate::virtio::queue::{Datagram, GuestIo};
-use link::{DECIDES, is_for};
+use counts::Event;
+use link::{DECIDES, is_for, is_frame};
 use stack::Stack;
 
+pub use counts::MMDS_COUNTS;
 pub use http::MmdsConfig;
 pub use store::{DEFAULT_LIMIT, MetadataError, MetadataStore};
 
@@ -46,6 +49,7 @@ pub fn is_possible_address(address: Ipv4Addr) -> bool {
 pub struct Mmds {
     backend: Box<dyn NetBackend>,
     address: Ipv4Addr,
+    store: Arc<MetadataStore>,
     stack: Stack,
     timer: Timer,
     /// The frame that is being looked at.
@@ -61,7 +65,8 @@ impl Mmds {
     ) -> io::Result<Self> {
         Ok(Self {
             address: config.address,
-            stack: Stack::new(config, store, backend.mtu())?,
+            stack: Stack::new(config, store.clone(), backend.mtu())?,
+            store,
             backend,
             timer: Timer::new()?,
             frame: Vec::new(),
@@ -117,10 +122,14 @@ impl NetBackend for Mmds {
             return self.backend.receive(to, spill);
         };
         self.set_timer();
+        self.store.count(Event::Sent);
         let in_place = to.copy_from(&frame);
         let rest = &frame[in_place..];
         // A spill holds any frame.
         let spilt = rest.len().min(spill.len());
+        if spilt < rest.len() {
+            self.store.count(Event::SendError);
+        }
         spill[..spilt].copy_from_slice(&rest[..spilt]);
         Ok(Datagram {
             len: in_place + spilt,
@@ -138,6 +147,9 @@ impl NetBackend for Mmds {
             begin
         };
         if !is_for(self.address, begin) {
+            if !is_frame(begin) {
+                self.store.count(Event::BadEthernet);
+            }
             // Tried again here: what was copied is not in `frame` any more.
             loop {
                 match self.backend.send(header, begin, frame) {

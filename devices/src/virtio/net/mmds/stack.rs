@@ -17,9 +17,11 @@ use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant as StackInstant};
 use smoltcp::wire::{EthernetAddress, EthernetProtocol, HardwareAddress, IpCidr, Ipv4Cidr};
 
+use super::counts::Event;
 use super::http::{MmdsConfig, REQUEST_MAX, Service};
 use super::link::{self, Taken};
 use super::store::MetadataStore;
+use crate::virtio::net::header::HEADER;
 
 /// Connections at a time.
 pub(super) const CONNECTIONS: usize = 16;
@@ -36,6 +38,8 @@ const MTU: std::ops::RangeInclusive<u16> = 576..=1500;
 /// TCP, and the service on it.
 pub(super) struct Stack {
     address: Ipv4Addr,
+    /// Where its work is counted.
+    store: Arc<MetadataStore>,
     service: Service,
     link: Link,
     interface: Interface,
@@ -80,7 +84,8 @@ impl Stack {
         let listener = listen(&mut sockets);
         Ok(Self {
             address: config.address,
-            service: Service::new(config, store)?,
+            service: Service::new(config, store.clone())?,
+            store,
             link,
             interface,
             sockets,
@@ -92,8 +97,16 @@ impl Stack {
 
     /// Takes a frame that is for the service.
     pub(super) fn take(&mut self, frame: &[u8]) {
-        match link::look(self.address, frame) {
-            Taken::Arp(answer) if self.link.frames.len() < FRAMES => self.link.frames.push_back(answer),
+        self.store.count(Event::Accepted);
+        let room = self.link.frames.len() < FRAMES;
+        let taken = link::look(self.address, frame);
+        self.store.count(match taken {
+            Taken::Other => Event::Unusual,
+            _ if room => Event::Received,
+            _ => Event::Lost,
+        });
+        match taken {
+            Taken::Arp(answer) if room => self.link.frames.push_back(answer),
             Taken::Tcp(from, packet) => {
                 self.link.guest = from;
                 self.link.packet.clear();
@@ -107,6 +120,8 @@ impl Stack {
     /// The next frame for the guest, virtio's header before it.
     pub(super) fn take_frame(&mut self) -> Option<Vec<u8>> {
         let frame = self.link.frames.pop_front()?;
+        self.store.count(Event::SentFrames);
+        self.store.count_many(Event::SentBytes, frame.len() - HEADER);
         if self.link.frames.is_empty() {
             self.poll();
         }
@@ -141,11 +156,12 @@ impl Stack {
             }
         }
         self.interface.poll(now, &mut self.link, &mut self.sockets);
-        let sockets = &mut self.sockets;
+        let (sockets, store) = (&mut self.sockets, &self.store);
         self.connections.retain(|connection| {
             let ended = sockets.get::<tcp::Socket>(connection.socket).state() == tcp::State::Closed;
             if ended {
                 sockets.remove(connection.socket);
+                store.count(Event::Disconnected);
             }
             !ended
         });
@@ -161,7 +177,9 @@ impl Stack {
             let silent = self.connections.remove(silent.unwrap_or_default());
             // What it still sends is answered by a reset.
             self.sockets.remove(silent.socket);
+            self.store.count(Event::Disconnected);
         }
+        self.store.count(Event::Connected);
         self.connections.push(Connection {
             socket: self.listener,
             request: Vec::new(),

@@ -4,6 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 
+use super::counts::{Counters, Event, MMDS_COUNTS};
+
 /// The most that the document may have, as JSON text in bytes, if nobody says otherwise.
 pub const DEFAULT_LIMIT: usize = 51200;
 
@@ -27,6 +29,7 @@ pub enum MetadataError {
 #[derive(Debug)]
 pub struct MetadataStore {
     inner: Mutex<Inner>,
+    counters: Counters,
 }
 
 #[derive(Debug)]
@@ -42,6 +45,7 @@ impl Default for MetadataStore {
                 document: None,
                 limit: DEFAULT_LIMIT,
             }),
+            counters: Counters::default(),
         }
     }
 }
@@ -80,6 +84,19 @@ impl MetadataStore {
     pub(super) fn at<T>(&self, pointer: &str, read: impl FnOnce(&Value) -> T) -> Option<T> {
         let inner = self.lock();
         inner.document.as_ref()?.pointer(pointer).map(read)
+    }
+
+    /// What the service has done on all cards, in the order of [`MMDS_COUNTS`].
+    pub fn counts(&self) -> [u64; MMDS_COUNTS.len()] {
+        self.counters.get()
+    }
+
+    pub(super) fn count(&self, event: Event) {
+        self.counters.add(event, 1);
+    }
+
+    pub(super) fn count_many(&self, event: Event, count: usize) {
+        self.counters.add(event, count as u64);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -10,7 +10,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 
 use super::*;
-use crate::virtio::net::mmds::{DEFAULT_ADDRESS, MetadataStore, Mmds, MmdsConfig};
+use crate::virtio::net::mmds::{DEFAULT_ADDRESS, MMDS_COUNTS, MetadataStore, Mmds, MmdsConfig};
 
 const ADDRESS: IpAddress = IpAddress::Ipv4(DEFAULT_ADDRESS);
 const FRAME: u64 = 0x1_0000;
@@ -27,13 +27,13 @@ fn store() -> Arc<MetadataStore> {
     Arc::new(store)
 }
 
-fn served(cable: Cable) -> Net {
+fn served(cable: Cable, store: Arc<MetadataStore>) -> Net {
     let config = MmdsConfig {
         address: DEFAULT_ADDRESS,
         tokens: false,
         imds_compat: false,
     };
-    let mmds = Mmds::new(Box::new(cable), config, store()).unwrap();
+    let mmds = Mmds::new(Box::new(cable), config, store).unwrap();
     Net::new(Box::new(mmds), MAC)
 }
 
@@ -43,6 +43,7 @@ struct Guest {
     interface: Interface,
     sockets: SocketSet<'static>,
     end: End,
+    store: Arc<MetadataStore>,
     next_port: u16,
 }
 
@@ -60,7 +61,8 @@ struct Port {
 impl Guest {
     fn new(features: u64, mtu: usize) -> Self {
         let (cable, end) = cable();
-        let machine = Machine::new(Box::new(served(cable)));
+        let store = store();
+        let machine = Machine::new(Box::new(served(cable, store.clone())));
         let mut rings = machine.bring_up(features).into_iter();
         let (receive, transmit) = (rings.next().unwrap(), rings.next().unwrap());
         let offload = features & 1 << VIRTIO_NET_F_CSUM != 0;
@@ -91,8 +93,15 @@ impl Guest {
             interface,
             sockets: SocketSet::new(Vec::new()),
             end,
+            store,
             next_port: 40_000,
         }
+    }
+
+    /// What the service has counted as `name`.
+    fn counted(&self, name: &str) -> u64 {
+        let at = MMDS_COUNTS.iter().position(|(known, _)| *known == name);
+        self.store.counts()[at.expect("it is counted")]
     }
 
     fn poll(&mut self) {
@@ -261,7 +270,7 @@ fn packet(to: Ipv4Addr, fields: &[(usize, u8)]) -> Vec<u8> {
 
 #[test]
 fn conforms_with_the_service_before_the_backend() {
-    conformance::run(&subject(served));
+    conformance::run(&subject(|cable| served(cable, store())));
 }
 
 #[test]
@@ -285,6 +294,10 @@ fn a_guest_reads_metadata_over_tcp_and_nothing_of_it_leaves_the_card() {
     let head = answer.find("\r\n\r\n").unwrap() + 4;
     assert_eq!(length - head, 50_000);
     assert_eq!(guest.end.take(), None);
+    assert!(guest.counted("tx_bytes") > 50_000);
+    assert_eq!(guest.counted("rx_accepted"), guest.counted("rx_count"));
+    let counted = ["connections_created", "rx_no_token"].map(|name| guest.counted(name));
+    assert_eq!(counted, [1, 0]);
 }
 
 #[test]
@@ -380,6 +393,9 @@ fn one_connection_too_many_takes_the_place_of_the_most_silent() {
         guest.poll();
     }
     assert_eq!(guest.socket(second).state(), tcp::State::Closed, "it was reset");
+    let [made, ended] = ["connections_created", "connections_destroyed"].map(|name| guest.counted(name));
+    assert_eq!(made, MANY as u64 + 2);
+    assert!(ended > 0 && made - ended <= 16, "{ended}");
 }
 
 #[test]
@@ -402,6 +418,16 @@ fn a_guest_that_takes_no_frames_makes_no_more_than_a_few_wait() {
         RECEIVE_BUFFERS + 32,
         "those with a buffer, and those that waited"
     );
+    let counted = [
+        "rx_accepted",
+        "rx_count",
+        "rx_accepted_err",
+        "tx_count",
+        "tx_frames",
+        "tx_bytes",
+    ];
+    let counted = counted.map(|name| guest.counted(name));
+    assert_eq!(counted, [1000, count, 1000 - count, count, count, count * 42]);
     // And then it answers as before.
     let connection = guest.connect();
     guest.ask(connection);
@@ -414,7 +440,7 @@ proptest! {
     fn survives_any_driver_with_the_service(data in proptest::collection::vec(any::<u8>(), 0..600)) {
         for fuzz in [conformance::fuzz_mmio, conformance::fuzz_queue] {
             let (cable, _end) = cable();
-            fuzz(Box::new(served(cable)), &data);
+            fuzz(Box::new(served(cable, store())), &data);
         }
     }
 }

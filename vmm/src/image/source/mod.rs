@@ -120,7 +120,11 @@ pub(super) fn count_tar<'a>(reader: impl Read + 'a) -> TarCount {
     let read = tar::read("it", Input::new(Archive::Passing(Box::new(reader))), &mut layer);
     TarCount {
         entries: layer.entries(),
-        trouble: read.err().map(|error| error.to_string()),
+        trouble: read.err().map(|error| match error {
+            // Whoever asks knows which archive it is.
+            ImageError::Source { what, .. } => what,
+            error => error.to_string(),
+        }),
     }
 }
 

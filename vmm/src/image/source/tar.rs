@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use tar::{EntryType, GnuExtSparseHeader, Header};
+use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::super::ImageError;
 use super::super::contents::{Contents, Piece};
@@ -94,6 +94,7 @@ struct Reader<'a, 'b> {
 }
 
 const CUT: &str = "the archive ends in the middle of it; it is cut short, or the size in its header lies";
+const IMPOSSIBLE: &str = "its header has a size that no file has; the archive is broken";
 
 impl Reader<'_, '_> {
     fn run(&mut self) -> Result<(), Stop> {
@@ -290,16 +291,22 @@ impl Reader<'_, '_> {
             .as_gnu()
             .ok_or_else(|| "it is sparse by GNU tar's rules in an archive of another kind".to_owned())?;
         let broken = |error: io::Error| format!("its sparse header is broken: {error}");
+        let push = |map: &mut Map, piece: &GnuSparseHeader| {
+            if !is_possible(&piece.offset) || !is_possible(&piece.numbytes) {
+                return Err(IMPOSSIBLE.to_owned());
+            }
+            map.push(piece.offset().map_err(broken)?, piece.length().map_err(broken)?)
+        };
         let mut map = Map::default();
         for piece in gnu.sparse.iter().filter(|piece| !piece.is_empty()) {
-            map.push(piece.offset().map_err(broken)?, piece.length().map_err(broken)?)?;
+            push(&mut map, piece)?;
         }
         let mut more = gnu.is_extended();
         while more {
             let mut next = GnuExtSparseHeader::new();
             next.as_mut_bytes().copy_from_slice(&self.block()?);
             for piece in next.sparse().iter().filter(|piece| !piece.is_empty()) {
-                map.push(piece.offset().map_err(broken)?, piece.length().map_err(broken)?)?;
+                push(&mut map, piece)?;
             }
             more = next.is_extended();
         }
@@ -307,6 +314,9 @@ impl Reader<'_, '_> {
             Some(size) => size,
             None => size(header)?,
         };
+        if !is_possible(&gnu.realsize) {
+            return Err(IMPOSSIBLE.to_owned().into());
+        }
         let whole = gnu.real_size().map_err(broken)?;
         self.keep(stored, stored, whole, |from| map.pieces(whole, stored, from))
     }
@@ -341,7 +351,15 @@ fn extends(kind: EntryType) -> bool {
 }
 
 fn size(header: &Header) -> Result<u64, String> {
+    if !is_possible(&header.as_old().size) {
+        return Err(IMPOSSIBLE.to_owned());
+    }
     header.entry_size().map_err(|_| field("size"))
+}
+
+/// Whether a number in binary form is none below zero and none that takes more than 64 bits, of which the crate reads the lowest.
+fn is_possible(number: &[u8; 12]) -> bool {
+    number[0] < 0x80 || number.starts_with(&[0x80, 0, 0, 0])
 }
 
 fn field(name: &str) -> String {

@@ -189,6 +189,20 @@ fn what_a_header_claims_is_not_believed() {
     for (bytes, words) in [
         (claim(b'0', 1 << 40), "a: the archive ends in the middle of it"),
         (claim(b'0', u64::MAX), "a: the archive ends in the middle of it"),
+        (
+            Archive::default()
+                .entry(b'0', "a", b"", |header| {
+                    header.as_old_mut().size = [0x80, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                })
+                .end(),
+            "a: its header has a size that no file has",
+        ),
+        (
+            Archive::default()
+                .entry(b'0', "a", b"", |header| header.as_old_mut().size = [0xff; 12])
+                .end(),
+            "a: its header has a size that no file has",
+        ),
         (claim(b'x', 1 << 40), "an extended header of 1099511627776 bytes"),
         (claim(b'L', 2 << 20), "an extended header of 2097152 bytes"),
         (claim(b'x', 1 << 20), "ends in the middle"),

@@ -68,6 +68,19 @@ fn a_size_that_is_too_little_is_refused_with_one_that_does() {
 }
 
 #[test]
+fn a_size_that_ext4_does_not_have_is_refused_as_too_much() {
+    let folder = tempfile::tempdir().unwrap();
+    for size in [16 << 40, u64::MAX] {
+        let said = image(folder.path(), &mut sampler(), ImageFormat::Ext4, Some(size));
+        let said = said.unwrap_err().to_string();
+        assert!(
+            said.ends_with(" is more than ext4 has here; give less than 16T"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn debugfs_reads_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
     image(folder.path(), &mut sampler(), ImageFormat::Ext4, None).unwrap();

@@ -17,7 +17,7 @@ const MIB: u64 = (1 << 20) / BLOCK;
 /// What a computed size leaves free at least.
 const ROOM: u64 = 16 * MIB;
 /// Where block numbers of 32 bits end.
-const MAX_BLOCKS: u64 = u32::MAX as u64;
+pub(super) const MAX_BLOCKS: u64 = u32::MAX as u64;
 
 /// What an image must have room for.
 #[derive(Debug, Clone, Copy)]
@@ -51,21 +51,21 @@ impl Layout {
         Self::shape(blocks, need).filter(|layout| layout.has_room(need.blocks))
     }
 
-    /// The smallest one that does, with some room.
-    pub(super) fn fitting(need: Need) -> Self {
+    /// The smallest one that does, with some room; nothing if none is large enough.
+    pub(super) fn fitting(need: Need) -> Option<Self> {
         Self::search(need, need.blocks + ROOM.max(need.blocks / 10))
     }
 
-    /// The smallest one that does.
-    pub(super) fn least(need: Need) -> Self {
+    /// The smallest one that does; nothing if none is large enough.
+    pub(super) fn least(need: Need) -> Option<Self> {
         Self::search(need, need.blocks)
     }
 
-    fn search(need: Need, wanted: u64) -> Self {
+    fn search(need: Need, wanted: u64) -> Option<Self> {
         let mut blocks = wanted.next_multiple_of(MIB);
-        loop {
+        while blocks <= MAX_BLOCKS {
             match Self::shape(blocks, need) {
-                Some(layout) if layout.has_room(wanted) => return layout,
+                Some(layout) if layout.has_room(wanted) => return Some(layout),
                 // Each step brings blocks for files, until there are enough.
                 Some(layout) => {
                     let short = (wanted + layout.journal).saturating_sub(layout.capacity());
@@ -74,6 +74,7 @@ impl Layout {
                 None => blocks += MIB,
             }
         }
+        None
     }
 
     fn has_room(&self, blocks: u64) -> bool {
@@ -252,10 +253,10 @@ mod tests {
             blocks in 0_u64..3_000_000, inodes in 12_u64..2_000_000,
         ) {
             let need = Need { blocks, inodes };
-            let least = Layout::least(need);
+            let least = Layout::least(need).unwrap();
             let found = Layout::of_size(least.blocks, need);
             prop_assert!(found.is_some());
-            prop_assert!(Layout::fitting(need).blocks >= least.blocks);
+            prop_assert!(Layout::fitting(need).unwrap().blocks >= least.blocks);
             prop_assert!(u32::try_from(least.groups * least.inodes_per_group).is_ok());
             prop_assert!(least.groups * least.inodes_per_group >= inodes);
         }
@@ -265,7 +266,7 @@ mod tests {
             sizes in proptest::collection::vec(1_u64..70_000, 1..20),
         ) {
             let need = Need { blocks: sizes.iter().sum(), inodes: 12 };
-            let layout = Layout::least(need);
+            let layout = Layout::least(need).unwrap();
             let mut blocks = Allocator::new(&layout);
             let mut end = 0;
             for size in sizes {

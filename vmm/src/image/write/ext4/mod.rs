@@ -62,6 +62,14 @@ enum LostFound {
     Missing,
 }
 
+fn too_much() -> ImageError {
+    ImageError::Option {
+        field: "size",
+        what: "an ext4 image has less than 16T, and what is to be in it needs more; leave something out"
+            .to_owned(),
+    }
+}
+
 impl<'a> Writer<'a> {
     fn new(job: &'a Job<'a>, file: &'a File) -> Result<Self, ImageError> {
         let lost_found = match job.walked.iter().find(|entry| entry.path == LOST_FOUND) {
@@ -89,7 +97,16 @@ impl<'a> Writer<'a> {
             inodes: u64::from(next - 1),
         };
         let layout = match job.size {
-            None => Layout::fitting(need),
+            None => Layout::fitting(need).ok_or_else(too_much)?,
+            Some(size) if size / BLOCK > layout::MAX_BLOCKS => {
+                return Err(ImageError::Option {
+                    field: "size",
+                    what: format!(
+                        "{} is more than ext4 has here; give less than 16T",
+                        ByteSize(size)
+                    ),
+                });
+            }
             Some(size) if size % BLOCK != 0 => {
                 return Err(ImageError::Option {
                     field: "size",
@@ -99,10 +116,15 @@ impl<'a> Writer<'a> {
                     ),
                 });
             }
-            Some(size) => Layout::of_size(size / BLOCK, need).ok_or_else(|| ImageError::TooSmall {
-                size: ByteSize(size),
-                needs: ByteSize(Layout::least(need).blocks * BLOCK),
-            })?,
+            Some(size) => match Layout::of_size(size / BLOCK, need) {
+                Some(layout) => layout,
+                None => {
+                    return Err(ImageError::TooSmall {
+                        size: ByteSize(size),
+                        needs: ByteSize(Layout::least(need).ok_or_else(too_much)?.blocks * BLOCK),
+                    });
+                }
+            },
         };
         Ok(Self {
             job,

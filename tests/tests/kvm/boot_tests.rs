@@ -393,7 +393,7 @@ fn the_examples_do_what_they_say() {
             format!("IMAGE={}", debian::image().display()),
             // Slow, and so only read.
             format!("CLOUD_KERNEL={}", guests::linux().display()),
-            format!("INITRD={}", guests::init().display()),
+            format!("BUSYBOX={}", folder.display()),
         ])
         .arg(folder)
         .within(Duration::from_secs(400))

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 
 use berth_devices::virtio::conformance;
-use berth_devices::virtio::net::{Net, NetBackend};
+use berth_devices::virtio::net::{Net, NetBackend, Steering};
 
 /// What the card is told it may leave to its backend: checksums, TCP segments, both ways.
 const OFFLOADS: u64 = 0b1111_1000_0011;
@@ -39,12 +39,22 @@ impl NetBackend for Pair {
     }
 }
 
-/// The first byte says how many frames wait for the guest; each is a length and as many of the bytes that follow.
+/// Spreads nothing: what comes by which pair of queues is the input's affair.
+struct Anywhere;
+
+impl Steering for Anywhere {
+    fn spread(&mut self, _: u16) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The first byte says how many frames wait for the guest, and how many pairs of queues its card has; each frame is a length and as many
+/// of the bytes that follow.
 pub(super) fn run(data: &[u8]) {
     let (pair, host) = Pair::new();
-    let (count, mut rest) = data
+    let (count, several, mut rest) = data
         .split_first()
-        .map_or((0, data), |(first, rest)| (first % 5, rest));
+        .map_or((0, 0, data), |(first, rest)| (first % 5, first / 5 % 3, rest));
     for _ in 0..count {
         let Some((head, after)) = rest.split_first_chunk::<2>() else {
             break;
@@ -57,6 +67,14 @@ pub(super) fn run(data: &[u8]) {
         let _ = host.send(&frame);
         rest = after;
     }
-    let net = Net::new(Box::new(pair), [2, 0, 0, 0, 0, 1]);
+    let mac = [2, 0, 0, 0, 0, 1];
+    let (others, _hosts): (Vec<_>, Vec<_>) = (0..several).map(|_| Pair::new()).unzip();
+    let net = if others.is_empty() {
+        Net::new(Box::new(pair), mac)
+    } else {
+        let all = std::iter::once(pair).chain(others);
+        let all = all.map(|pair| Box::new(pair) as Box<dyn NetBackend>);
+        Net::with_pairs(all.collect(), Box::new(Anywhere), mac)
+    };
     conformance::fuzz_queue(Box::new(net), rest);
 }

@@ -1,7 +1,7 @@
 //! Routes of devices: disks, network interfaces, entropy, the serial port, and those that Berth does not have.
 
 use berth_devices::virtio::blk::FileDisk;
-use berth_devices::virtio::net::Tap;
+use berth_devices::virtio::net::{MAX_PAIRS, Tap};
 
 use super::configure::{after_start, amend, before_start};
 use super::error::ApiError;
@@ -49,6 +49,7 @@ pub(crate) fn nets(spec: &VmSpec) -> Vec<NetworkInterface> {
     let interface = |(number, net): (usize, &NetSpec)| NetworkInterface {
         iface_id: net.name(number),
         host_dev_name: net.tap.clone(),
+        queues: net.queues,
         user: net.user,
         publish: net.publish.clone(),
         loopback: net.loopback,
@@ -199,7 +200,12 @@ pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) ->
                 "host_dev_name: it is missing; name a tap of the host, or set user.".to_owned(),
             ));
         }
-        Tap::open(&net.host_dev_name).map_err(|cause| {
+        let opened = match net.queues {
+            0 | 1 => Tap::open(&net.host_dev_name).map(drop),
+            // Their number may be beyond all measure; what it may be is said later.
+            queues => Tap::open_pairs(&net.host_dev_name, queues.min(MAX_PAIRS), false).map(drop),
+        };
+        opened.map_err(|cause| {
             ApiError::bad(format!(
                 "host_dev_name: Could not create the network device: {cause}"
             ))
@@ -209,6 +215,7 @@ pub(crate) fn put_net(scene: &mut Scene<'_>, id: &str, net: NetworkInterface) ->
         let net = NetSpec {
             id: Some(id.to_owned()),
             tap: net.host_dev_name,
+            queues: net.queues,
             user: net.user,
             publish: net.publish,
             loopback: net.loopback,
@@ -236,6 +243,11 @@ pub(crate) fn patch_net(
     let at = (1..).zip(nets).position(|(number, net)| net.name(number) == id);
     let missing = || ApiError::bad(format!("iface_id: there is no network interface {id:?}."));
     let at = at.ok_or_else(missing)?;
+    if nets[at].spread {
+        return Err(ApiError::bad(
+            "Limits are for what one thread serves, and this interface is spread over several.".to_owned(),
+        ));
+    }
     let (_, handle) = scene
         .machine
         .devices()?

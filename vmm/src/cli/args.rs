@@ -219,7 +219,7 @@ pub struct RunArgs {
     /// of the host to one of the guest's, as 8080:80, 53:53/udp or 127.0.0.1:8080:80; repeatable. `loopback` has the guest reach the
     /// host's own services at its gateway.
     /// `bandwidth` and `ops` limit bytes and frames a second, either way.
-    #[arg(long, value_name = "tap=NAME[,create]|user[,publish=HOST:GUEST]…[,loopback]; [,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
+    #[arg(long, value_name = "tap=NAME[,create][,queues=N]|user[,publish=HOST:GUEST]…[,loopback]; [,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
     pub net: Vec<NetSpec>,
 
     /// Sockets between guest and host

@@ -171,7 +171,7 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["--net", "mac=x"],
-            "net: \"mac=x\" names no tap; write it as tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
+            "net: \"mac=x\" names no tap; write it as tap=NAME[,create][,queues=N][,spread] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
             &["--serial", "stdout"],
@@ -279,6 +279,7 @@ fn net_flag(net: &NetSpec) -> String {
         .as_ref()
         .map_or_else(String::new, |mac| format!(",mac={mac}"));
     let create = if net.create { ",create" } else { "" };
+    let spread = if net.spread { ",spread" } else { "" };
     let user = if net.user { ",user" } else { "" };
     let loopback = if net.loopback { ",loopback" } else { "" };
     let publish: Vec<_> = net
@@ -288,8 +289,8 @@ fn net_flag(net: &NetSpec) -> String {
         .collect();
     let publish = publish.concat();
     format!(
-        "--net=tap={}{create}{user}{publish}{loopback}{mac},io-thread={}",
-        net.tap, net.io_thread
+        "--net=tap={}{create}{user}{publish}{loopback}{mac},io-thread={},queues={}{spread}",
+        net.tap, net.io_thread, net.queues
     )
 }
 

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limit::FlagLimit;
-use super::options::{key_value, lossy, number, once, set, split};
+use super::options::{key_value, lossy, number, once, one, set, split};
 use super::{OptionError, RateLimitSpec, table};
 
 pub(super) const FORM: &str = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
@@ -124,10 +124,6 @@ impl Default for DiskSpec {
             rate_limit: None,
         }
     }
-}
-
-fn one() -> u16 {
-    1
 }
 
 impl DiskSpec {

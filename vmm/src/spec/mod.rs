@@ -40,6 +40,7 @@ pub use mmds::{MmdsSpec, MmdsVersion};
 pub(crate) use net::mac_text;
 pub use net::{NetSpec, PublishError, PublishSpec};
 pub use options::OptionError;
+pub(crate) use options::{is_one, one};
 pub use pmem::PmemSpec;
 pub use ready::ReadySpec;
 pub use size::{ByteSize, SizeError};

@@ -13,13 +13,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::limit::FlagLimit;
 use super::options::{OptionError, key_value, lossy, number, once, set, split};
+use super::options::{is_one, one};
 use super::{RateLimitSpec, table};
 
-const FORM: &str = "tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
+const FORM: &str = "tap=NAME[,create][,queues=N][,spread] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
 
 /// A network interface (virtio-net).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools)] // They are switches of the description.
 pub struct NetSpec {
     /// What the API calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,6 +33,13 @@ pub struct NetSpec {
     /// Whether a tap that does not exist is made and brought up. It goes with the VM.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub create: bool,
+    /// With `tap`: how many pairs of queues the guest may use at once, 1 to 16; one for each virtual CPU at most is of use.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 16))]
+    pub queues: u16,
+    /// Whether each pair of queues has an I/O thread of its own: `io_thread` the first pair, and those that follow the others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spread: bool,
     /// Whether the guest shares the host's network through passt instead of a tap, for which nobody needs root's rights.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub user: bool,
@@ -54,11 +63,31 @@ pub struct NetSpec {
     pub tx_rate_limit: Option<RateLimitSpec>,
 }
 
+impl Default for NetSpec {
+    fn default() -> Self {
+        Self {
+            id: None,
+            tap: String::new(),
+            create: false,
+            queues: one(),
+            spread: false,
+            user: false,
+            publish: Vec::new(),
+            loopback: false,
+            mac: None,
+            io_thread: 0,
+            rx_rate_limit: None,
+            tx_rate_limit: None,
+        }
+    }
+}
+
 impl NetSpec {
     /// Reads `tap=NAME[,create]…` or `user[,publish=HOST:GUEST]…`; the limits hold for either direction.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
         let mut net = Self::default();
-        let (mut tap, mut io_thread, mut limit) = (None, None, FlagLimit::default());
+        let (mut tap, mut io_thread, mut queues) = (None, None, None);
+        let mut limit = FlagLimit::default();
         for part in split(text) {
             let (key, value) = key_value(&part);
             if limit.take(key, value)? {
@@ -68,6 +97,8 @@ impl NetSpec {
                 (b"tap", Some(value)) => set(&mut tap, value, "tap")?,
                 (b"mac", Some(value)) => set(&mut net.mac, value, "mac")?,
                 (b"io-thread", Some(value)) => set(&mut io_thread, value, "io-thread")?,
+                (b"queues", Some(value)) => set(&mut queues, value, "queues")?,
+                (b"spread", None) => once(&mut net.spread, "spread")?,
                 (b"create", None) => once(&mut net.create, "create")?,
                 (b"user", None) => once(&mut net.user, "user")?,
                 (b"loopback", None) => once(&mut net.loopback, "loopback")?,
@@ -94,6 +125,9 @@ impl NetSpec {
         net.tap = tap.unwrap_or_default();
         if let Some(thread) = io_thread {
             net.io_thread = number(&thread)?;
+        }
+        if let Some(queues) = queues {
+            net.queues = number(&queues)?;
         }
         net.rx_rate_limit = limit.finish();
         net.tx_rate_limit.clone_from(&net.rx_rate_limit);

@@ -138,6 +138,17 @@ pub(super) fn number<T: FromStr>(text: &str) -> Result<T, OptionError> {
     text.parse().map_err(|_| OptionError::Number(text.to_owned()))
 }
 
+/// How many queues a device has unless it is said.
+pub(crate) fn one() -> u16 {
+    1
+}
+
+// By reference, as serde calls it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+pub(crate) fn is_one(number: &u16) -> bool {
+    *number == 1
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -221,15 +232,15 @@ mod tests {
         for (sentence, expected) in [
             (
                 net(""),
-                "\"\" names no tap; write it as tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"\" names no tap; write it as tap=NAME[,create][,queues=N][,spread] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("mac=x"),
-                "\"mac=x\" names no tap; write it as tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
+                "\"mac=x\" names no tap; write it as tap=NAME[,create][,queues=N][,spread] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
             ),
             (
                 net("tap0"),
-                "unknown option \"tap0\"; it takes tap=NAME[,create] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
+                "unknown option \"tap0\"; it takes tap=NAME[,create][,queues=N][,spread] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER], and a comma that is part of a name is written twice",
             ),
             (
                 serial("stdout"),

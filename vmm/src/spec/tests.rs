@@ -97,18 +97,27 @@ fn net() -> impl Strategy<Value = NetSpec> {
     let user = (any::<bool>(), publish, any::<bool>());
     (
         "[a-z0-9]{1,15}",
-        any::<(bool, u32)>(),
+        any::<(bool, u32, u16, bool)>(),
         user,
         mac,
         limit(),
         limit(),
     )
         .prop_map(
-            |(tap, (create, io_thread), (user, publish, loopback), mac, rx_rate_limit, tx_rate_limit)| {
+            |(
+                tap,
+                (create, io_thread, queues, spread),
+                (user, publish, loopback),
+                mac,
+                rx_rate_limit,
+                tx_rate_limit,
+            )| {
                 NetSpec {
                     id: None,
                     tap,
                     create,
+                    queues,
+                    spread,
                     user,
                     publish,
                     loopback,

@@ -11,9 +11,10 @@ use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PAGE};
 use berth_devices::virtio::blk::{Block, BlockConfig, DiskBackend, OverlayDisk, StaticDisk, open_disk};
 use berth_devices::virtio::console::{Console, FilePort, NullPort, PortBackend, PortError, SocketPort};
 use berth_devices::virtio::device::VirtioDevice;
+use berth_devices::virtio::handle::DeviceHandle;
 use berth_devices::virtio::mmio::MmioTransport;
 use berth_devices::virtio::net::mmds::{MetadataStore, Mmds};
-use berth_devices::virtio::net::{Net, NetBackend, Tap};
+use berth_devices::virtio::net::{Net, NetBackend, NetParts, Tap};
 use berth_devices::virtio::rng::Rng;
 use berth_devices::virtio::vsock::Vsock;
 use kvm_ioctls::VmFd;
@@ -24,7 +25,7 @@ use super::handles::DeviceHandles;
 use super::notifier::QueueNotify;
 use super::pmem::Space;
 use crate::guest;
-use crate::io_thread::{IoDevice, IoThread};
+use crate::io_thread::IoThread;
 use crate::irq::IrqLines;
 use crate::memory::files::MappedFile;
 use crate::net_user;
@@ -34,11 +35,29 @@ use crate::spec::{BalloonSpec, CacheSpec, ConsoleSpec, NetSpec, RateLimitSpec, T
 /// Devices that were opened, and the ways to them.
 #[derive(Default)]
 pub(crate) struct Devices {
-    /// Each with the I/O thread that it belongs to.
-    list: Vec<(u32, Box<dyn VirtioDevice>)>,
+    list: Vec<Opened>,
     handles: DeviceHandles,
     /// The files that the guest is to have in its memory.
     pub(crate) files: Vec<MappedFile>,
+}
+
+/// A device that was opened.
+struct Opened {
+    /// The I/O thread that it belongs to.
+    thread: u32,
+    device: Box<dyn VirtioDevice>,
+    /// Other parts of it, which belong to the threads that follow.
+    others: Vec<Box<dyn VirtioDevice>>,
+}
+
+impl Opened {
+    fn new(thread: u32, device: impl VirtioDevice + 'static) -> Self {
+        Self {
+            thread,
+            device: Box::new(device),
+            others: Vec::new(),
+        }
+    }
 }
 
 impl Devices {
@@ -52,14 +71,14 @@ impl Devices {
 /// nets, vsock, balloon, console, rng. `metadata` is what the guest can ask for where the spec lets it.
 pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<Devices, BuildError> {
     let mut handles = DeviceHandles::default();
-    let mut devices: Vec<(u32, Box<dyn VirtioDevice>)> = Vec::new();
+    let mut devices = Vec::new();
     if spec.kernel.is_none() {
         let config = BlockConfig {
             read_only: true,
             ..Default::default()
         };
         let root = Block::new(Box::new(StaticDisk::new(guest::root())), config);
-        devices.push((0, Box::new(root)));
+        devices.push(Opened::new(0, root));
     }
     for (number, disk) in (1..).zip(&spec.disks) {
         let backend: Result<Box<dyn DiskBackend>, _> = match &disk.overlay {
@@ -78,7 +97,7 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         let limits = RateLimitSpec::config(disk.rate_limit.as_ref());
         let made = Block::new(backend, config).controlled(limits);
         let (block, handle) = made.map_err(descriptor)?;
-        devices.push((disk.io_thread, Box::new(block)));
+        devices.push(Opened::new(disk.io_thread, block));
         handles.disks.push((disk.id.clone(), handle));
     }
     let mut space = Space::behind(spec.memory.0);
@@ -88,36 +107,30 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         let (device, file) = opened.map_err(|cause| BuildError::Pmem { number, cause })?;
         let made = device.controlled(RateLimitSpec::config(pmem.rate_limit.as_ref()));
         let (device, handle) = made.map_err(descriptor)?;
-        devices.push((pmem.io_thread, Box::new(device)));
+        devices.push(Opened::new(pmem.io_thread, device));
         handles.pmem.push((pmem.id.clone(), handle));
         files.push(file);
     }
     for (number, net) in (1..).zip(&spec.nets) {
-        let mac = match net.mac_address() {
-            Some(mac) => mac,
-            None => net.own_mac(number).map_err(|cause| BuildError::Host {
-                what: "random bytes",
-                cause,
-            })?,
-        };
-        let mut backend = network(number, net, mac)?;
-        if let Some(config) = spec.mmds.as_ref().and_then(|mmds| mmds.on(number, net)) {
-            backend = Box::new(Mmds::new(backend, config, metadata.clone()).map_err(descriptor)?);
-        }
+        let mut card = card(number, net, spec, metadata)?;
+        let others = if net.spread { card.split_off() } else { Vec::new() };
         let limits = |limit: &Option<_>| RateLimitSpec::config(limit.as_ref());
-        let made = Net::new(backend, mac).controlled(limits(&net.rx_rate_limit), limits(&net.tx_rate_limit));
+        let made = card.controlled(limits(&net.rx_rate_limit), limits(&net.tx_rate_limit));
         let (card, handle) = made.map_err(descriptor)?;
-        devices.push((net.io_thread, Box::new(card)));
+        devices.push(Opened {
+            others: others.into_iter().map(|part| Box::new(part) as _).collect(),
+            ..Opened::new(net.io_thread, card)
+        });
         handles.nets.push((net.id.clone(), handle));
     }
     if let Some(vsock) = &spec.vsock {
-        devices.push((0, Box::new(Vsock::new(vsock.cid, &vsock.path)?)));
+        devices.push(Opened::new(0, Vsock::new(vsock.cid, &vsock.path)?));
         allow_descriptors();
     }
     if let Some(spec) = &spec.balloon {
         let made = Balloon::new(balloon(spec), Box::new(ReturnPages));
         let (balloon, handle) = made.map_err(descriptor)?;
-        devices.push((0, Box::new(balloon)));
+        devices.push(Opened::new(0, balloon));
         handles.balloon = Some(handle);
     }
     if !spec.consoles.is_empty() {
@@ -127,7 +140,7 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
         });
         let ports = ports.collect::<Result<_, BuildError>>()?;
         let (console, handle) = Console::new(ports).map_err(descriptor)?;
-        devices.push((0, Box::new(console)));
+        devices.push(Opened::new(0, console));
         handles.console = Some(handle);
     }
     if spec.rng {
@@ -137,7 +150,7 @@ pub(crate) fn devices(spec: &VmSpec, metadata: &Arc<MetadataStore>) -> Result<De
                 .map_err(descriptor)?,
             None => Rng::new(),
         };
-        devices.push((0, Box::new(rng)));
+        devices.push(Opened::new(0, rng));
     }
     Ok(Devices {
         list: devices,
@@ -158,6 +171,33 @@ fn network(number: usize, net: &NetSpec, mac: [u8; 6]) -> Result<Box<dyn NetBack
         Tap::open(&net.tap)
     };
     Ok(Box::new(tap.map_err(|cause| BuildError::Net { number, cause })?))
+}
+
+/// The card of network interface `number`, from 1.
+fn card(
+    number: usize,
+    net: &NetSpec,
+    spec: &VmSpec,
+    metadata: &Arc<MetadataStore>,
+) -> Result<Net, BuildError> {
+    let mac = match net.mac_address() {
+        Some(mac) => mac,
+        None => net.own_mac(number).map_err(|cause| BuildError::Host {
+            what: "random bytes",
+            cause,
+        })?,
+    };
+    if net.queues > 1 {
+        let opened = Tap::open_pairs(&net.tap, net.queues, net.create);
+        let (taps, steering) = opened.map_err(|cause| BuildError::Net { number, cause })?;
+        let backends = taps.into_iter().map(|tap| Box::new(tap) as _).collect();
+        return Ok(Net::with_pairs(backends, Box::new(steering), mac));
+    }
+    let mut backend = network(number, net, mac)?;
+    if let Some(config) = spec.mmds.as_ref().and_then(|mmds| mmds.on(number, net)) {
+        backend = Box::new(Mmds::new(backend, config, metadata.clone()).map_err(descriptor)?);
+    }
+    Ok(Net::new(backend, mac))
 }
 
 /// Raises how many descriptors the process may have to what it may raise it to: each connection of the guest's is one.
@@ -227,7 +267,7 @@ pub(crate) fn place(
         handles: ways,
         ..
     } = devices;
-    let traits: Vec<_> = devices.iter().map(|(_, device)| device.traits()).collect();
+    let traits: Vec<_> = devices.iter().map(|opened| opened.device.traits()).collect();
     let (threads, handles) = spawn(devices, spec)?;
     let mut transports = Vec::new();
     for (index, (traits, handle)) in traits.into_iter().zip(handles).enumerate() {
@@ -247,16 +287,22 @@ pub(crate) fn place(
     })
 }
 
+/// The way to a device on its thread, for its transport.
+type Handle = Arc<dyn DeviceHandle>;
+
 /// Starts the threads that have devices. Returns a handle for each device, in order.
-fn spawn(
-    devices: Vec<(u32, Box<dyn VirtioDevice>)>,
-    spec: &ThreadsSpec,
-) -> Result<(Vec<IoThread>, Vec<Arc<IoDevice>>), BuildError> {
+fn spawn(devices: Vec<Opened>, spec: &ThreadsSpec) -> Result<(Vec<IoThread>, Vec<Handle>), BuildError> {
+    let count = devices.len();
     let mut groups: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-    for (index, (thread, device)) in devices.into_iter().enumerate() {
-        groups.entry(thread).or_default().push((index, device));
+    for (index, opened) in devices.into_iter().enumerate() {
+        let parts = std::iter::once(opened.device).chain(opened.others);
+        for (thread, part) in (opened.thread..).zip(parts) {
+            groups.entry(thread).or_default().push((index, part));
+        }
     }
-    let (mut threads, mut all) = (Vec::new(), Vec::new());
+    let mut threads = Vec::new();
+    // Threads come in their order, and so do the parts of a device.
+    let mut parts: Vec<Vec<Handle>> = (0..count).map(|_| Vec::new()).collect();
     for (number, group) in groups {
         let (indices, list): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         let look = spec.poll();
@@ -266,10 +312,20 @@ fn spawn(
                 cause,
             })?;
         threads.push(thread);
-        all.extend(indices.into_iter().zip(handles));
+        for (index, handle) in indices.into_iter().zip(handles) {
+            parts[index].push(handle);
+        }
     }
-    all.sort_by_key(|(index, _)| *index);
-    Ok((threads, all.into_iter().map(|(_, handle)| handle).collect()))
+    let whole = parts.into_iter().filter_map(|mut parts| {
+        let others = parts.split_off(parts.len().min(1));
+        let first = parts.pop()?;
+        Some(if others.is_empty() {
+            first
+        } else {
+            Arc::new(NetParts::new(first, others))
+        })
+    });
+    Ok((threads, whole.collect()))
 }
 
 /// Address of window `index`. Validation has seen to the number of devices.

@@ -1,7 +1,7 @@
 //! A device under a lock, called directly by whoever holds the handle: what stands for an I/O thread in tests.
 
 use std::os::fd::AsRawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::poll::{PollContext, WatchingEvents};
@@ -15,6 +15,8 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// Owns a device. Nothing runs by itself: [`pump`](Self::pump) does what an event loop would.
 pub struct LocalHandle {
     local: Mutex<Local>,
+    /// Others that work whenever this one does.
+    beside: Vec<Arc<LocalHandle>>,
 }
 
 struct Local {
@@ -25,7 +27,13 @@ struct Local {
 impl LocalHandle {
     /// Owns `device`.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self::beside(device, Vec::new())
+    }
+
+    /// Owns `device`, and does the work of `others` too whenever it does its own: they are parts of one device.
+    pub fn beside(device: Box<dyn VirtioDevice>, others: Vec<Arc<Self>>) -> Self {
         Self {
+            beside: others,
             local: Mutex::new(Local {
                 device,
                 started: Vec::new(),
@@ -38,6 +46,9 @@ impl LocalHandle {
         let mut local = self.lock();
         while local.process_kicked() {}
         local.process_events(std::time::Duration::ZERO);
+        for other in &self.beside {
+            other.pump();
+        }
     }
 
     /// Waits until `done`, processing meanwhile. Panics if the device has nothing to wait for.
@@ -75,6 +86,9 @@ impl LocalHandle {
             local.device.process_event(source.token);
         }
         local.device.process_event(u32::MAX);
+        for other in &self.beside {
+            other.poke();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Local> {

@@ -146,7 +146,7 @@ fn act(machine: &Machine, rings: &mut Vec<Ring>, input: &mut Input, verb: u8) {
                 ring.set_avail_index(input.word() as u16);
             }
         }
-        10 | 11 => machine.notify(input.small() % 4),
+        10 | 11 => machine.notify(input.small() % 8),
         12 => {
             // Anything, anywhere in and around the rings.
             let at = u64::from(input.word()) % 0x8000;
@@ -167,7 +167,7 @@ fn act(machine: &Machine, rings: &mut Vec<Ring>, input: &mut Input, verb: u8) {
             // Ready queues over wild rings.
             machine.write(0x70, 0);
             machine.negotiate(machine.offered());
-            machine.write(0x30, u32::from(input.small() % 3));
+            machine.write(0x30, u32::from(input.small() % 8));
             for register in [0x38, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4] {
                 let value = input.word();
                 machine.write(register, if register & 4 == 0 { value } else { value & 1 });

@@ -10,8 +10,8 @@ use super::handle::LocalHandle;
 use super::ring::Ring;
 use crate::Memory;
 use crate::bus::BusDevice;
-use crate::virtio::device::VirtioDevice;
-use crate::virtio::handle::Notifier;
+use crate::virtio::device::{DeviceTraits, VirtioDevice};
+use crate::virtio::handle::{DeviceHandle, Notifier};
 use crate::virtio::mmio::MmioTransport;
 
 /// Status: the guest saw the device.
@@ -81,22 +81,34 @@ impl Notifier for Attached {
 impl Machine {
     /// A machine with fresh memory.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self::with_memory(device, Self::memory())
+    }
+
+    /// Fresh memory for a machine.
+    pub fn memory() -> Arc<Memory> {
         let regions = REGIONS.map(|(start, len)| (GuestAddress(start), len));
-        Self::with_memory(
-            device,
-            Arc::new(Memory::from_ranges(&regions).expect("some megabytes of memory")),
-        )
+        Arc::new(Memory::from_ranges(&regions).expect("some megabytes of memory"))
     }
 
     /// A machine with the memory of another, as after a restore.
     pub fn with_memory(device: Box<dyn VirtioDevice>, memory: Arc<Memory>) -> Self {
         let traits = device.traits();
         let device = Arc::new(LocalHandle::new(device));
+        Self::behind(traits, memory, device.clone(), device)
+    }
+
+    /// A machine whose transport reaches the device by `handle`, for one that is not `device` alone.
+    pub fn behind(
+        traits: DeviceTraits,
+        memory: Arc<Memory>,
+        handle: Arc<dyn DeviceHandle>,
+        device: Arc<LocalHandle>,
+    ) -> Self {
         let irq = EventFd::new(EFD_NONBLOCK).expect("an event descriptor");
         let notifier = Arc::new(Attached::default());
         let line = irq.try_clone().expect("an event descriptor");
-        let transport = MmioTransport::new(traits, memory.clone(), device.clone(), notifier.clone(), line)
-            .expect("descriptors");
+        let transport =
+            MmioTransport::new(traits, memory.clone(), handle, notifier.clone(), line).expect("descriptors");
         Self {
             memory,
             transport: Arc::new(transport),

@@ -53,6 +53,12 @@ pub trait NetBackend: Send {
     }
 }
 
+/// Spreads the frames for a guest over the backends of a card with several pairs of queues.
+pub trait Steering: Send {
+    /// From now on frames come by the first `pairs` backends only; on an error by no more than that.
+    fn spread(&mut self, pairs: u16) -> io::Result<()>;
+}
+
 /// Sends a header, the beginning of a frame and the rest of it as one datagram.
 pub(super) fn send_frame(
     fd: BorrowedFd<'_>,

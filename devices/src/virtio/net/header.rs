@@ -2,8 +2,9 @@
 
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4,
-    VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 
 /// Bytes of the header, with `num_buffers`, as virtio 1 always has it.
@@ -21,6 +22,10 @@ const GSO_ECN: u8 = VIRTIO_NET_HDR_GSO_ECN as u8;
 const GSO_NONE: u8 = VIRTIO_NET_HDR_GSO_NONE as u8;
 const GSO_TCPV4: u8 = VIRTIO_NET_HDR_GSO_TCPV4 as u8;
 const GSO_TCPV6: u8 = VIRTIO_NET_HDR_GSO_TCPV6 as u8;
+/// A datagram that becomes fragments of one.
+const GSO_UDP: u8 = VIRTIO_NET_HDR_GSO_UDP as u8;
+/// One that becomes many.
+const GSO_UDP_L4: u8 = VIRTIO_NET_HDR_GSO_UDP_L4 as u8;
 
 /// Why a frame of the guest's is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -74,9 +79,17 @@ impl Header {
         if kind == GSO_NONE {
             [header_len, segment] = [0, 0];
         } else {
-            match kind & !GSO_ECN {
+            // ECN is TCP's.
+            let segments = if matches!(kind & !GSO_ECN, GSO_TCPV4 | GSO_TCPV6) {
+                kind & !GSO_ECN
+            } else {
+                kind
+            };
+            match segments {
                 GSO_TCPV4 => negotiated(VIRTIO_NET_F_HOST_TSO4, "segmentation for TCP over IPv4")?,
                 GSO_TCPV6 => negotiated(VIRTIO_NET_F_HOST_TSO6, "segmentation for TCP over IPv6")?,
+                GSO_UDP => negotiated(VIRTIO_NET_F_HOST_UFO, "fragmentation of UDP")?,
+                GSO_UDP_L4 => negotiated(VIRTIO_NET_F_HOST_USO, "segmentation for UDP")?,
                 _ => return Err(FrameError::Segmentation(kind)),
             }
             if kind & GSO_ECN != 0 {
@@ -115,7 +128,9 @@ mod tests {
     const ALL: u64 = 1 << VIRTIO_NET_F_CSUM
         | 1 << VIRTIO_NET_F_HOST_TSO4
         | 1 << VIRTIO_NET_F_HOST_TSO6
-        | 1 << VIRTIO_NET_F_HOST_ECN;
+        | 1 << VIRTIO_NET_F_HOST_ECN
+        | 1 << VIRTIO_NET_F_HOST_UFO
+        | 1 << VIRTIO_NET_F_HOST_USO;
 
     fn header(flags: u8, kind: u8, words: [u16; 4]) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
@@ -136,6 +151,10 @@ mod tests {
         assert_eq!(Header::check(tso, 60000, ALL).unwrap().bytes(), &tso);
         let ecn = header(1, 0x84, [74, 1428, 54, 16]);
         assert_eq!(Header::check(ecn, LONGEST, ALL).unwrap().bytes(), &ecn);
+        for kind in [3, 5] {
+            let udp = header(1, kind, [42, 1000, 34, 6]);
+            assert_eq!(Header::check(udp, 9000, ALL).unwrap().bytes(), &udp);
+        }
         let hint = Header::check(header(1, 1, [0xffff, 1448, 34, 16]), 3000, ALL).unwrap();
         assert_eq!(hint.bytes(), &header(1, 1, [3000, 1448, 34, 16]));
     }
@@ -170,10 +189,28 @@ mod tests {
                 FrameError::NotNegotiated("segmentation with ECN"),
             ),
             (
-                header(1, 3, [54, 1448, 34, 6]),
+                header(1, 3, [42, 1448, 34, 6]),
+                100,
+                ALL ^ 1 << VIRTIO_NET_F_HOST_UFO,
+                FrameError::NotNegotiated("fragmentation of UDP"),
+            ),
+            (
+                header(1, 5, [42, 1448, 34, 6]),
+                100,
+                ALL ^ 1 << VIRTIO_NET_F_HOST_USO,
+                FrameError::NotNegotiated("segmentation for UDP"),
+            ),
+            (
+                header(1, 0x85, [42, 1448, 34, 6]),
                 100,
                 ALL,
-                FrameError::Segmentation(3),
+                FrameError::Segmentation(0x85),
+            ),
+            (
+                header(1, 2, [54, 1448, 34, 6]),
+                100,
+                ALL,
+                FrameError::Segmentation(2),
             ),
             (
                 header(1, 0x80, [54, 1448, 34, 6]),

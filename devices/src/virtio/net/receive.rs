@@ -12,7 +12,8 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_MRG_RXBUF,
 };
 
 use super::backend::NetBackend;
@@ -22,6 +23,14 @@ use crate::virtio::device::{QueueResources, QueueState, StartError};
 use crate::virtio::queue::{Datagram, DeviceQueue, RequestChain, Segments};
 use crate::{Memory, warn_guest};
 
+/// With any of these the host gives frames longer than its network's.
+const LONG_FRAMES: [u32; 5] = [
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_UFO,
+    VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
+];
 /// Header and longest frame.
 const MOST: usize = HEADER + LONGEST as usize;
 /// Frames that one turn takes at most, so that other queues of the thread have theirs.
@@ -73,7 +82,7 @@ impl Receiver {
     ) -> Result<Self, StartError> {
         let has = |feature: u32| resources.features & 1 << feature != 0;
         let mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
-        let long_frames = has(VIRTIO_NET_F_GUEST_TSO4) || has(VIRTIO_NET_F_GUEST_TSO6);
+        let long_frames = LONG_FRAMES.into_iter().any(has);
         let memory = resources.memory.clone();
         Ok(Self {
             queue: DeviceQueue::new(index, resources, at)?,

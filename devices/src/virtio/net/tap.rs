@@ -15,10 +15,12 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_HOST_USO,
 };
 
-use super::backend::NetBackend;
+use super::backend::{NetBackend, Steering};
 use super::header::HEADER;
 
 const DEVICE: &str = "/dev/net/tun";
@@ -27,12 +29,26 @@ const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 /// What every user of a tap asks for: frames as they are, with virtio's header.
 const PLAIN: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
+/// The same for a tap of several queues.
+const SEVERAL: c_int = PLAIN | libc::IFF_MULTI_QUEUE;
+
 /// Which offload lets the kernel give what a driver's feature allows.
-const OFFLOADS: [(u32, c_uint); 4] = [
+const OFFLOADS: [(u32, c_uint); 7] = [
     (VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
     (VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
     (VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
     (VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN),
+    (VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO),
+    (VIRTIO_NET_F_GUEST_USO4, libc::TUN_F_USO4),
+    (VIRTIO_NET_F_GUEST_USO6, libc::TUN_F_USO6),
+];
+/// The kernel knows both or, before Linux 6.2, none.
+const USO: c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// What a kernel takes from guests if it takes these offloads; it cannot be asked.
+const TAKEN: [(c_uint, u32); 2] = [
+    (libc::TUN_F_UFO, VIRTIO_NET_F_HOST_UFO),
+    (USO, VIRTIO_NET_F_HOST_USO),
 ];
 
 /// Why a tap cannot be used.
@@ -65,6 +81,14 @@ pub enum TapError {
     /// It is an interface of another kind.
     #[error("{name} is not a tap interface; make one with: ip tuntap add NAME mode tap")]
     NotTap {
+        /// The interface.
+        name: String,
+    },
+    /// It was not made for several queues.
+    #[error(
+        "tap {name} has one queue; make it anew for several with: ip tuntap add {name} mode tap multi_queue, or leave out queues"
+    )]
+    OneQueue {
         /// The interface.
         name: String,
     },
@@ -109,22 +133,62 @@ pub struct Tap {
 impl Tap {
     /// Opens the interface `name` for one card.
     pub fn open(name: &str) -> Result<Self, TapError> {
-        let interface = Interface::find(name)?;
-        let fd = interface.device()?;
-        interface.attach(&fd)?;
-        Self::attached(&interface, fd)
+        Self::open_queue(name, false)
     }
 
     /// The same; an interface that does not exist is made, brought up, and gone with the card.
     pub fn open_or_make(name: &str) -> Result<Self, TapError> {
-        match Self::open(name) {
+        Self::open_or_make_queue(name, false)
+    }
+
+    /// Opens the interface `name` so many times as a card has pairs of queues; `make` says whether it is made if it does not exist. It
+    /// gives frames by the first of them only until it is told otherwise.
+    pub fn open_pairs(name: &str, pairs: u16, make: bool) -> Result<(Vec<Self>, TapQueues), TapError> {
+        let first = if make {
+            Self::open_or_make_queue(name, true)
+        } else {
+            Self::open_queue(name, true)
+        };
+        let mut taps = vec![first?];
+        for _ in 1..pairs {
+            taps.push(Self::open_queue(name, true)?);
+        }
+        let failed = |what| {
+            move |cause| TapError::Host {
+                name: name.to_owned(),
+                what,
+                cause,
+            }
+        };
+        let fds = taps.iter().map(|tap| tap.fd.try_clone());
+        let fds: io::Result<Vec<_>> = fds.collect();
+        let mut queues = TapQueues {
+            attached: taps.len(),
+            fds: fds.map_err(failed("another descriptor"))?,
+        };
+        queues
+            .spread(1)
+            .map_err(failed("detaching a queue (TUNSETQUEUE)"))?;
+        Ok((taps, queues))
+    }
+
+    fn open_queue(name: &str, several: bool) -> Result<Self, TapError> {
+        let interface = Interface::find(name)?;
+        let fd = interface.device()?;
+        interface.attach(&fd, several)?;
+        Self::attached(&interface, fd)
+    }
+
+    fn open_or_make_queue(name: &str, several: bool) -> Result<Self, TapError> {
+        match Self::open_queue(name, several) {
             Err(TapError::Missing { .. }) => {}
             result => return result,
         }
         let interface = Interface::named(name)?;
         let fd = interface.device()?;
+        let flags = if several { SEVERAL } else { PLAIN };
         interface
-            .set_interface(&fd, PLAIN)
+            .set_interface(&fd, flags)
             .and_then(|()| interface.bring_up())
             .map_err(|cause| match Errno::from_io_error(&cause) {
                 Some(Errno::PERM | Errno::ACCESS) => TapError::MakeRights {
@@ -169,6 +233,43 @@ impl NetBackend for Tap {
     }
 }
 
+/// The queues of a tap with several, by which the kernel gives frames. What it has for one that is detached it drops, as it does
+/// with those that come while no card is there.
+#[derive(Debug)]
+pub struct TapQueues {
+    /// Each is the descriptor of one [`Tap`] too.
+    fds: Vec<OwnedFd>,
+    /// So many of the first are attached.
+    attached: usize,
+}
+
+impl Steering for TapQueues {
+    fn spread(&mut self, pairs: u16) -> io::Result<()> {
+        let pairs = usize::from(pairs).min(self.fds.len());
+        while self.attached > pairs {
+            set_queue(&self.fds[self.attached - 1], libc::IFF_DETACH_QUEUE)?;
+            self.attached -= 1;
+        }
+        let before = self.attached;
+        while self.attached < pairs {
+            if let Err(cause) = set_queue(&self.fds[self.attached], libc::IFF_ATTACH_QUEUE) {
+                // One that was attached just now can be detached.
+                self.spread(before as u16)?;
+                return Err(cause);
+            }
+            self.attached += 1;
+        }
+        Ok(())
+    }
+}
+
+fn set_queue(fd: &OwnedFd, how: c_int) -> io::Result<()> {
+    let mut request = empty_request();
+    request.ifr_ifru.ifru_flags = how as libc::c_short;
+    // SAFETY: TUNSETQUEUE reads an ifreq.
+    unsafe { ioctl(fd, libc::TUNSETQUEUE, &mut request) }
+}
+
 /// The offloads that `features` allow. Segments come with checksums undone, so that feature is needed for the others.
 fn offloads(features: u64) -> c_uint {
     if features & 1 << VIRTIO_NET_F_GUEST_CSUM == 0 {
@@ -185,6 +286,10 @@ fn offloads(features: u64) -> c_uint {
     if wanted & segments == 0 {
         wanted &= !libc::TUN_F_TSO_ECN;
     }
+    // A driver that wants one of the two gets none: then the kernel segments for it.
+    if wanted & USO != USO {
+        wanted &= !USO;
+    }
     wanted
 }
 
@@ -197,10 +302,16 @@ fn offered(fd: &OwnedFd) -> u64 {
         VIRTIO_NET_F_HOST_ECN,
     ];
     let mut features = host.iter().fold(0, |bits, feature| bits | 1 << feature);
-    for (feature, _) in OFFLOADS {
-        let more = features | 1 << feature;
+    // One after the other, but those that only go together.
+    let alone = OFFLOADS.iter().filter(|(_, offload)| offload & USO == 0);
+    let groups = alone.map(|(_, offload)| *offload).chain([USO]);
+    for group in groups {
+        let members = OFFLOADS.iter().filter(|(_, offload)| offload & group != 0);
+        let more = members.fold(features, |bits, (feature, _)| bits | 1 << feature);
         if set_offloads(fd, offloads(more)).is_ok() {
             features = more;
+            let taken = TAKEN.iter().filter(|(offload, _)| *offload == group);
+            features = taken.fold(features, |bits, (_, feature)| bits | 1 << feature);
         }
     }
     features
@@ -271,11 +382,20 @@ impl<'a> Interface<'a> {
 
     /// Makes `fd` the interface's. TUNSETIFF makes an interface that does not exist, but we have just seen it; should it have
     /// been deleted since, what was made is not persistent, and goes with the descriptor.
-    fn attach(&self, fd: &OwnedFd) -> Result<(), TapError> {
-        let result = match self.set_interface(fd, PLAIN) {
-            // It may have been made for several queues, and then each user must say so.
+    fn attach(&self, fd: &OwnedFd, several: bool) -> Result<(), TapError> {
+        // It may have been made for several queues, and then each user must say so; or for one.
+        let (wanted, other) = if several {
+            (SEVERAL, PLAIN)
+        } else {
+            (PLAIN, SEVERAL)
+        };
+        let result = match self.set_interface(fd, wanted) {
             Err(cause) if Errno::from_io_error(&cause) == Some(Errno::INVAL) => {
-                self.set_interface(fd, PLAIN | libc::IFF_MULTI_QUEUE)
+                let result = self.set_interface(fd, other);
+                if several && result.is_ok() {
+                    return Err(TapError::OneQueue { name: self.name() });
+                }
+                result
             }
             result => result,
         };
@@ -323,8 +443,7 @@ impl<'a> Interface<'a> {
     }
 
     fn request(&self) -> ifreq {
-        // SAFETY: an ifreq is integers, addresses made of them, and a pointer, for all of which zero is a value.
-        let mut request: ifreq = unsafe { std::mem::zeroed() };
+        let mut request = empty_request();
         // `find` saw to it that the name and a NUL fit.
         for (to, from) in request.ifr_name.iter_mut().zip(self.name.bytes()) {
             *to = from as libc::c_char;
@@ -356,6 +475,11 @@ impl<'a> Interface<'a> {
             },
         }
     }
+}
+
+fn empty_request() -> ifreq {
+    // SAFETY: an ifreq is integers, addresses made of them, and a pointer, for all of which zero is a value.
+    unsafe { std::mem::zeroed() }
 }
 
 /// What is wrong with an interface's name, by the kernel's rules (`dev_valid_name`).
@@ -420,7 +544,12 @@ mod tests {
     #[test]
     fn the_kernel_gives_no_more_than_the_driver_takes() {
         let all = OFFLOADS.iter().fold(0, |bits, (feature, _)| bits | 1 << feature);
-        assert_eq!(offloads(all), 0x0f);
+        assert_eq!(offloads(all), 0x7f);
+        assert_eq!(
+            offloads(all & !(1 << VIRTIO_NET_F_GUEST_USO6)),
+            0x1f,
+            "both or none"
+        );
         assert_eq!(offloads(all & !(1 << VIRTIO_NET_F_GUEST_CSUM)), 0);
         assert_eq!(
             offloads(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_ECN),

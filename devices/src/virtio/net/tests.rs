@@ -21,9 +21,13 @@ use crate::virtio::conformance::{self, BUFFERS, Machine, NEEDS_RESET, Request, S
 use crate::virtio::queue::{Datagram, GuestIo};
 
 mod mmds;
+mod pairs;
 mod receive;
 mod stream;
 
+/// Queues of the only pair.
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x2a];
 const MERGEABLE: u64 = VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF;
 const LONG: u64 = MERGEABLE | 1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4;

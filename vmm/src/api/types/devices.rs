@@ -8,7 +8,7 @@ use berth_devices::virtio::net::mmds::DEFAULT_ADDRESS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Described, MmdsVersion, PublishSpec, table};
+use crate::spec::{Described, MmdsVersion, PublishSpec, is_one, one, table};
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -88,6 +88,10 @@ pub(crate) struct NetworkInterface {
     /// The host's tap interface; left out where `user` is set.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) host_dev_name: String,
+    /// Berth's own: how many pairs of queues the guest may use at once, which the tap must have too.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schemars(range(min = 1, max = 16))]
+    pub(crate) queues: u16,
     /// Berth's own: the guest shares the host's network through passt instead of a tap.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) user: bool,

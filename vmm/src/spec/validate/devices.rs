@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use berth_devices::virtio::blk::MAX_QUEUES;
+use berth_devices::virtio::net::MAX_PAIRS;
 
 use super::Faults;
 use crate::spec::{DiskSpec, EngineSpec, FormatSpec, NetSpec, PmemSpec, RateLimitSpec, VmSpec};
@@ -175,6 +176,7 @@ impl Faults {
         self.limit(&field, "rx_rate_limit", net.rx_rate_limit.as_ref());
         self.limit(&field, "tx_rate_limit", net.tx_rate_limit.as_ref());
         self.mac(&field, net);
+        self.pairs(&field, index + 1, net, spec);
         if net.user {
             self.user_net(&field, net);
             return;
@@ -211,6 +213,54 @@ impl Faults {
             self.add(
                 &field,
                 format!("the tap's name {tap:?} holds {character:?}; name one such as tap0"),
+            );
+        }
+    }
+
+    /// Its pairs of queues, and who serves them.
+    fn pairs(&mut self, field: &str, number: usize, net: &NetSpec, spec: &VmSpec) {
+        let queues = net.queues;
+        if !(1..=MAX_PAIRS).contains(&queues) {
+            self.add(
+                field,
+                format!("queues: {queues} is not 1 to {MAX_PAIRS}; one for each CPU is enough"),
+            );
+        } else if queues > 1 && net.user {
+            self.add(
+                field,
+                format!("queues: {queues} are for a tap, and a user-mode network has one pair of queues; leave it out"),
+            );
+        } else if queues > 1
+            && spec
+                .mmds
+                .as_ref()
+                .is_some_and(|mmds| mmds.on(number, net).is_some())
+        {
+            self.add(
+                field,
+                format!("queues: {queues} cannot be where the guest asks for metadata, which is answered on one pair of queues; leave it out, or name other interfaces in mmds.nets"),
+            );
+        }
+        if !net.spread {
+            return;
+        }
+        let last = net.io_thread.saturating_add(u32::from(queues.max(1)) - 1);
+        if queues < 2 {
+            self.add(
+                field,
+                "spread is for several pairs of queues, and it has one; give queues=2 or more, or leave it out",
+            );
+        } else if last >= spec.threads.io {
+            let threads = spec.threads.io;
+            self.add(
+                field,
+                format!("spread: {queues} pairs of queues from I/O thread {} on need {} threads; raise threads.io, which is {threads}, or leave it out", net.io_thread, u64::from(last) + 1),
+            );
+        }
+        if net.rx_rate_limit.is_some() || net.tx_rate_limit.is_some() {
+            self.add(
+                field,
+                "spread: limits are for what one thread serves; leave out them or spread",
             );
         }
     }

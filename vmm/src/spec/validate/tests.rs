@@ -119,6 +119,37 @@ fn each_fault_of_the_machine_names_its_field_its_value_and_the_remedy() {
 }
 
 #[test]
+fn several_pairs_of_queues_are_for_taps_and_need_as_many_threads_as_they_are_spread_over() {
+    each(&[
+        (
+            "nets = [{ tap = \"t\", queues = 0 }]",
+            "net 1: queues: 0 is not 1 to 16; one for each CPU is enough",
+        ),
+        (
+            "nets = [{ user = true, queues = 2 }]",
+            "net 1: queues: 2 are for a tap, and a user-mode network has one pair of queues; leave it out",
+        ),
+        (
+            "nets = [{ tap = \"t\", queues = 2 }]\nmmds = {}",
+            "net 1: queues: 2 cannot be where the guest asks for metadata, which is answered on one pair of queues; leave it \
+             out, or name other interfaces in mmds.nets",
+        ),
+        (
+            "nets = [{ tap = \"t\", spread = true }]",
+            "net 1: spread is for several pairs of queues, and it has one; give queues=2 or more, or leave it out",
+        ),
+        (
+            "nets = [{ tap = \"t\", queues = 2, spread = true, io_thread = 1 }]\nthreads = { io = 2 }",
+            "net 1: spread: 2 pairs of queues from I/O thread 1 on need 3 threads; raise threads.io, which is 2, or leave it out",
+        ),
+        (
+            "nets = [{ tap = \"t\", queues = 2, spread = true, tx_rate_limit = { ops = { size = 1, refill_ms = 100 } } }]\nthreads = { io = 2 }",
+            "net 1: spread: limits are for what one thread serves; leave out them or spread",
+        ),
+    ]);
+}
+
+#[test]
 fn each_fault_of_a_device_names_its_field_its_value_and_the_remedy() {
     each(&[
         (

@@ -1,6 +1,9 @@
 //! The network card over real tap interfaces, in network namespaces that these tests make: for root, with `ip` of iproute2 and
 //! `/dev/net/tun`. Where one is missing they fail, and say so.
 
+mod datagrams;
+mod queues;
+
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::process::Command;
@@ -241,12 +244,24 @@ fn interfaces_that_are_no_free_taps_are_refused_with_a_sentence() {
             let wanted = format!("{name} is not a tap interface; make one with: ip tuntap add NAME mode tap");
             assert_eq!(refusal(name), wanted);
         }
-        let _held = Tap::open("t0").unwrap();
+        let held = Tap::open("t0").unwrap();
         assert_eq!(
             refusal("t0"),
             "tap t0 is busy: another process, perhaps another VM, uses it"
         );
+        drop(held);
         Tap::open("m0").expect("a tap made for several queues");
+        assert_eq!(
+            Tap::open_pairs("t0", 2, false).unwrap_err().to_string(),
+            "tap t0 has one queue; make it anew for several with: ip tuntap add t0 mode tap multi_queue, or leave out queues"
+        );
+        for name in ["lo", "u0"] {
+            let refusal = Tap::open_pairs(name, 2, true).unwrap_err().to_string();
+            assert!(
+                refusal.starts_with(&format!("{name} is not a tap interface")),
+                "{refusal}"
+            );
+        }
         ip("tuntap del m0 mode tap multi_queue");
         assert!(refusal("m0").starts_with("tap m0 does not exist; make it with: ip tuntap add m0"));
     });

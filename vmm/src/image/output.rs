@@ -4,23 +4,26 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::ImageError;
 
-/// A file with a temporary name, where the file system knows no files without one; for whoever catches the signals that would
-/// leave it behind.
+/// What would be left behind by who ends the program: a file with a temporary name, where the file system knows no files without
+/// one, and a program that helps. For whoever catches the signals.
 #[derive(Debug, Clone, Default)]
 pub struct Partial(Arc<Mutex<Slot>>);
 
 #[derive(Debug, Default)]
 struct Slot {
     name: Option<PathBuf>,
+    helper: Option<OwnedFd>,
     discarded: bool,
 }
 
@@ -34,11 +37,15 @@ impl Slot {
 }
 
 impl Partial {
-    /// Removes the file, if there is one, and sees to it that no file gets a name any more.
+    /// Removes the file and ends the program, if there are any, and sees to it that no file gets a name any more.
     pub fn discard(&self) {
         let mut slot = self.slot();
         slot.discarded = true;
         slot.remove();
+        if let Some(helper) = &slot.helper {
+            // It may have ended.
+            let _ = pidfd_send_signal(helper, Signal::KILL);
+        }
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {
@@ -106,6 +113,13 @@ impl Output {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 
+    /// Has a program that helps ended with the image, for as long as the output lives.
+    pub(super) fn helped_by(&self, child: &Child) -> io::Result<()> {
+        let helper = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        self.partial.naming()?.helper = Some(helper);
+        Ok(())
+    }
+
     /// Gives the file its name, in place of what had it.
     pub(super) fn commit(self) -> Result<(), ImageError> {
         self.place().map_err(ImageError::io(&self.path))
@@ -134,7 +148,9 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        self.partial.slot().remove();
+        let mut slot = self.partial.slot();
+        slot.remove();
+        slot.helper = None;
     }
 }
 
@@ -237,6 +253,23 @@ mod tests {
         }
         assert!(named(&path, &partial).is_err());
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_program_that_helps_ends_with_the_image() {
+        use std::os::unix::process::ExitStatusExt;
+        let folder = tempfile::tempdir().unwrap();
+        let partial = Partial::default();
+        let output = Output::create(&folder.path().join("image"), &partial).unwrap();
+        let start = || std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = start();
+        output.helped_by(&child).unwrap();
+        partial.discard();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        let mut late = start();
+        assert!(output.helped_by(&late).is_err());
+        late.kill().unwrap();
+        late.wait().unwrap();
     }
 
     #[test]

@@ -18,6 +18,12 @@ pub(super) fn write(job: &Job<'_>, output: &Output) -> Result<(), ImageError> {
         return Err(job.unfit(b"", what, "sqfstar does not take them; remove them, or use erofs"));
     }
     let mut child = command(job, output).spawn().map_err(|error| tool(&error))?;
+    if let Err(error) = output.helped_by(&child) {
+        // It has read nothing, and what it writes has no name.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(tool(&error));
+    }
     let fed = feed(job, &mut child);
     let (status, said) = end(child).map_err(|error| tool(&error))?;
     if !status.success() {

@@ -202,6 +202,7 @@ fn control(
                     }
                     if live.vm.stop_cell().take_ready() {
                         events.emit(EventKind::Ready);
+                        machine.record_working_set();
                         if let Some(request) = save_when_ready.take() {
                             machine.pause()?;
                             machine.snapshot(&request)?;

@@ -100,6 +100,35 @@ fn a_restored_guest_goes_on_and_ends_with_its_own_status() {
 }
 
 #[test]
+fn a_record_of_what_a_machine_needed_is_made_used_and_if_damaged_made_anew() {
+    let saved = Saved::rounds();
+    let record = saved.path.join("memory.working-set");
+    let go_on = |said: &str| {
+        let restored = saved.restore().args(["--prefetch", "--log-level", "info"]);
+        let outcome = restored.input("ab\x04").finish();
+        outcome.expect_code(3);
+        assert_eq!(outcome.out(), "ab", "{outcome}");
+        assert!(outcome.err().contains(said), "{said}: {outcome}");
+    };
+    go_on("there is no record of pages yet");
+    let made = fs::read(&record).unwrap();
+    // The guest stamps all of its pages.
+    assert!(made.len() > 48, "{}", made.len());
+    let mut running = saved
+        .restore()
+        .args(["--prefetch", "--log-level", "info"])
+        .open_input()
+        .start();
+    running.wait_for_error("of working set are read ahead");
+    running.send("ab\x04");
+    running.finish().expect_code(3);
+    assert!(fs::read(&record).unwrap() == made, "it was used, and stays");
+    fs::write(&record, &made[..made.len() - 1]).unwrap();
+    go_on("it is damaged, or no record of pages; it is made anew");
+    assert_eq!(fs::read(&record).unwrap()[..48], made[..48]);
+}
+
+#[test]
 fn restores_of_one_snapshot_at_once_do_not_disturb_each_other_or_it() {
     let saved = Saved::rounds();
     let _turn = two_at_once();

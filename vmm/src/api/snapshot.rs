@@ -77,6 +77,7 @@ pub(crate) fn load(scene: &mut Scene<'_>, _: &str, params: SnapshotLoadParams) -
         },
         verify: false,
         handler,
+        prefetch: false,
     };
     scene.machine.load(&request)?;
     scene.side.started = Some(std::time::SystemTime::now());

@@ -405,6 +405,15 @@ pub struct RunArgs {
     )]
     pub uffd: Option<PathBuf>,
 
+    /// With --restore: read ahead what the machine before this one needed until it was ready, or write that down for the next
+    #[arg(
+        long,
+        requires = "restore",
+        conflicts_with = "uffd",
+        help_heading = "Snapshot"
+    )]
+    pub prefetch: bool,
+
     /// With --restore: leave the guest's clocks where they were, instead of letting them pass the time that it missed
     #[arg(long, requires = "restore", help_heading = "Snapshot")]
     pub keep_clock: bool,

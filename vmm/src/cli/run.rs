@@ -83,6 +83,7 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
             },
             verify: args.verify,
             handler: args.uffd.take(),
+            prefetch: args.prefetch,
         }),
         cold: args.cold,
         terminal: args.driven.is_some(),

@@ -43,6 +43,9 @@ pub struct Manner {
     /// Whether it boots at every start, instead of going on with a guest that was booted before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
+    /// Whether what it needs at the start is read ahead, where it goes on from a snapshot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prefetch: bool,
     /// Where it is saved, and ends, when its guest says that it is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_when_ready: Option<PathBuf>,

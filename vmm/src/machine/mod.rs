@@ -9,6 +9,7 @@
 //! It lives on the control thread; other threads reach it by a [`ControlHandle`](crate::control::ControlHandle).
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod error;
 mod metadata;
 mod snapshot;
@@ -75,6 +76,8 @@ pub struct Machine {
     terminal: bool,
     /// Somebody waits for the guest to say that it is ready even if it was saved before.
     awaiting: bool,
+    /// What it needs until it is ready is to be written down.
+    record: Option<ahead::Record>,
 }
 
 /// What exists from the start on.
@@ -104,6 +107,7 @@ impl Machine {
             warming: None,
             terminal: false,
             awaiting: false,
+            record: None,
         }
     }
 
@@ -285,8 +289,16 @@ impl Machine {
         self.live.as_mut()
     }
 
+    /// Writes down what the machine has needed so far, if that is to be done and was not yet.
+    pub(crate) fn record_working_set(&mut self) {
+        if let (Some(record), Some(live)) = (self.record.take(), &self.live) {
+            record.make(&live.vm);
+        }
+    }
+
     /// Ends the machine for good and says why it ended: the first reason anybody gave, or `otherwise`.
     pub(crate) fn finish(&mut self, otherwise: StopReason) -> StopReason {
+        self.record_working_set();
         let Some(live) = self.live.take() else {
             return otherwise;
         };

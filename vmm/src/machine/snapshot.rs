@@ -6,6 +6,7 @@ use berth_arch::probe;
 use berth_arch::x86_64::cpuid;
 use berth_arch::x86_64::kind::HostKind;
 
+use super::ahead::Ahead;
 use super::{Live, Machine, MachineError, MachineState, deadline, metadata, take_terminal};
 use crate::events::EventKind;
 use crate::footprint;
@@ -28,6 +29,8 @@ pub struct LoadRequest {
     pub overrides: Overrides,
     /// Read all of the memory first and compare its sums.
     pub verify: bool,
+    /// Read in advance what the machine before this one needed until it was ready, or write down what this one needs.
+    pub prefetch: bool,
     /// The socket of the page-fault handler that brings the memory, whose file is not opened then.
     pub handler: Option<PathBuf>,
 }
@@ -114,6 +117,7 @@ impl Machine {
         let spec = overridden(&found, &request.overrides)?;
         let valid = spec::validate(&spec, Limits::of_host(&spec)).map_err(MachineError::Faults)?;
         metadata::load(&valid, &self.metadata)?;
+        let ahead = request.prefetch.then(|| Ahead::of(&found));
         // One that was saved when it was ready does not say so again, and its clones would be in each other's way.
         let sign = self.awaiting.then(|| Awaited::of(&valid)).transpose();
         let sign = sign.map_err(|fault| MachineError::Faults(vec![fault]))?.flatten();
@@ -135,6 +139,7 @@ impl Machine {
         let terminal = take_terminal(&valid, &mut console)?;
         vm.start_paused()?;
         self.timing.mark("vCPU threads");
+        self.record = ahead.and_then(|ahead| ahead.begin(&vm));
         footprint::drop_start_up_pages();
         self.spec = spec;
         let mut live = Live {

@@ -64,6 +64,7 @@ impl Machine {
             },
             verify: false,
             handler: None,
+            prefetch: false,
         })?;
         if !shipped {
             return Ok(());

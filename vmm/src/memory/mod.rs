@@ -8,6 +8,7 @@ pub(crate) mod files;
 pub(crate) mod image;
 mod pages;
 pub(crate) mod uffd;
+pub(crate) mod working_set;
 
 use std::io;
 use std::path::PathBuf;

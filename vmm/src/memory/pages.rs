@@ -37,6 +37,27 @@ impl PageMap {
         &self,
         address: usize,
         len: usize,
+        found: impl FnMut(Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let own = |entry: u64| entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0;
+        self.runs(address, len, own, found)
+    }
+
+    /// The same for each run of pages that this process has mapped, whosever they are.
+    pub(crate) fn touched(
+        &self,
+        address: usize,
+        len: usize,
+        found: impl FnMut(Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.runs(address, len, |entry| entry & (PRESENT | SWAPPED) != 0, found)
+    }
+
+    fn runs(
+        &self,
+        address: usize,
+        len: usize,
+        wanted: impl Fn(u64) -> bool,
         mut found: impl FnMut(Range<usize>) -> io::Result<()>,
     ) -> io::Result<()> {
         let pages = len / PAGE;
@@ -51,7 +72,7 @@ impl PageMap {
             for (at, entry) in (page..).zip(bytes.chunks_exact(8)) {
                 // A chunk has 8 bytes.
                 let entry = u64::from_ne_bytes(entry.try_into().unwrap_or_default());
-                let own = entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0;
+                let own = wanted(entry);
                 match &mut run {
                     Some(run) if own => run.end = (at + 1) * PAGE,
                     None if own => run = Some(at * PAGE..(at + 1) * PAGE),

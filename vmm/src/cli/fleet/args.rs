@@ -189,6 +189,9 @@ pub struct GoOnArgs {
     /// What to log
     #[arg(long, value_name = "LEVEL", value_parser = str::parse::<Filter>)]
     pub log_level: Option<Filter>,
+    /// Read ahead what the VM before it needed until it was ready, or write that down for the next
+    #[arg(long)]
+    pub prefetch: bool,
     /// Remove each VM when it ends
     #[arg(long)]
     pub rm: bool,
@@ -205,6 +208,7 @@ impl GoOnArgs {
     pub fn manner(&self) -> Manner {
         Manner {
             log_level: self.log_level.as_ref().map(ToString::to_string),
+            prefetch: self.prefetch,
             ..Manner::default()
         }
     }

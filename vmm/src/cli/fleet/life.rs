@@ -113,6 +113,7 @@ fn manner(args: &RunArgs) -> Manner {
         log_file: absolute(&args.log_file),
         api_socket: absolute(&args.api_sock),
         cold: args.cold,
+        prefetch: args.prefetch,
         snapshot_when_ready: absolute(&args.snapshot_when_ready),
     }
 }

@@ -121,6 +121,7 @@ fn load(entry: &Entry, spec: &VmSpec) -> Option<LoadRequest> {
         },
         verify: false,
         handler: None,
+        prefetch: entry.meta().manner.prefetch,
     })
 }
 

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berth_tests::fleet::Fleet;
-use berth_tests::invocation::script;
-use berth_tests::tools;
+use berth_tests::invocation::{run, script};
+use berth_tests::served::Served;
+use berth_tests::{guests, tools};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::codes;
@@ -157,4 +159,53 @@ fn clones_have_copies_of_the_file_and_a_vm_that_goes_on_must_find_its_size() {
     ]);
     write("other", "heir12");
     assert!(fs::read(&image).unwrap().starts_with(b"heir12"));
+}
+
+#[test]
+fn over_the_api_it_is_made_as_firecrackers_are_and_its_limits_change_while_the_guest_runs() {
+    let (folder, image) = file(2 * MIB, 0);
+    let odd = folder.path().join("odd.img");
+    fs::write(&odd, vec![0; MIB]).unwrap();
+    let mut served = Served::start(run(["--api-only"]));
+    let boot = json!({"kernel_image_path": guests::tiny(), "boot_args": "do=spin"});
+    served.tell("PUT", "/boot-source", &boot);
+    let pmem = |id: &str, path: &Path| json!({"id": id, "path_on_host": path, "root_device": true});
+    served.refuses("PUT", "/pmem/other", &pmem("data", &image), "does not match");
+    served.refuses(
+        "PUT",
+        "/pmem/data",
+        &pmem("data", &odd),
+        "not a multiple of 2 MiB",
+    );
+    served.tell("PUT", "/pmem/data", &pmem("data", &image));
+    // Once more, as who has changed his mind.
+    served.tell("PUT", "/pmem/data", &pmem("data", &image));
+    served.refuses(
+        "PUT",
+        "/pmem/two",
+        &pmem("two", &image),
+        "A root device already exists",
+    );
+    let drive = json!({"drive_id": "root", "path_on_host": odd, "is_root_device": true});
+    served.refuses("PUT", "/drives/root", &drive, "root block device already exists");
+    let limit = json!({"id": "data", "rate_limiter": {"ops": {"size": 7, "refill_time": 100}}});
+    served.refuses("PATCH", "/pmem/data", &limit, "before starting");
+    served.tell("PUT", "/actions", &json!({"action_type": "InstanceStart"}));
+    served.running.wait_for("spinning");
+    let spec = served.get("/berth/v1/vm")["spec"].take();
+    assert_eq!(spec["cmdline"], "root=/dev/pmem0 rw");
+    served.tell("PATCH", "/pmem/data", &limit);
+    let known = served.get("/vm/config")["pmem"].take();
+    let mut expected = pmem("data", &image);
+    expected["read_only"] = false.into();
+    expected["rate_limiter"] = limit["rate_limiter"].clone();
+    assert_eq!(known, json!([expected]));
+    let none = json!({"id": "none"});
+    served.refuses("PATCH", "/pmem/none", &none, "there is no pmem device \"none\"");
+    served.refuses("DELETE", "/pmem/data", &Value::Null, "does not unplug");
+    let devices = served.get("/berth/v1/metrics.json")["devices"].take();
+    let named = |device: &Value| device["kind"] == "pmem" && device["id"] == "data";
+    assert!(devices.as_array().unwrap().iter().any(named), "{devices}");
+    served.tell("POST", "/berth/v1/kill", &Value::Null);
+    served.running.finish().expect_code(0);
 }

@@ -244,6 +244,33 @@ fn disks_that_cannot_be_disks() {
 }
 
 #[test]
+fn files_that_cannot_be_in_memory() {
+    let scratch = Scratch::new();
+    let odd = scratch.file("odd.img", vec![0; 1 << 20]);
+    let odd = odd.to_str().unwrap();
+    scratch.refuses_arguments(
+        ["--pmem", odd],
+        &["pmem 1", odd, "1048576", "2 MiB", "truncate -s 2097152"],
+    );
+    scratch.refuses_arguments(["--pmem", "none.img"], &["pmem 1", "none.img", "no such file"]);
+    scratch.refuses_arguments(["--pmem", &format!("{odd},rw")], &["pmem", "rw"]);
+    scratch.refuses_arguments(["--pmem", "/"], &["pmem 1", "directory"]);
+    scratch.refuses_arguments(["--pmem", odd, "--disk", odd], &["pmem 1", "is disk 1 already"]);
+    // Sparse, and more than any CPU addresses.
+    let vast = scratch.file("vast.img", "");
+    let made = fs::File::options()
+        .write(true)
+        .open(&vast)
+        .and_then(|file| file.set_len(8 << 50));
+    if made.is_ok() {
+        scratch.refuses_arguments(
+            ["--pmem", vast.to_str().unwrap()],
+            &["pmem 1", "8192T", "address"],
+        );
+    }
+}
+
+#[test]
 fn taps_that_do_not_exist_or_are_taken() {
     let scratch = Scratch::new();
     let netns = Netns::with_tap("busy0", "10.78.0.1/24");

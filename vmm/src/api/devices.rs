@@ -173,7 +173,14 @@ pub(crate) fn patch_drive(scene: &mut Scene<'_>, id: &str, change: PartialDrive)
     if let Some(path) = path_on_host {
         let moved = handle.set_path(&path);
         moved.map_err(|cause| ApiError::bad(format!("path_on_host: {cause}.")))?;
-        scene.machine.note(|spec| spec.disks[at].path.clone_from(&path));
+        scene.machine.note(|spec| {
+            let disk = &mut spec.disks[at];
+            if disk.path != path {
+                // It belonged to the image that was there.
+                disk.overlay = None;
+                disk.path.clone_from(&path);
+            }
+        });
     }
     if rate_limiter.is_some() {
         let limited = handle.set_limits(limits::change(rate_limiter));

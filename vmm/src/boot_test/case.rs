@@ -242,6 +242,7 @@ impl<'a> Run<'a> {
             Action::Snapshot { name, ends } => self.save(name, *ends, limit),
             Action::Restore(name) => self.restore(name),
             Action::Attach { disk, image } => self.attach(*disk, image, limit),
+            Action::Detach { disk, .. } => self.detach(*disk, limit),
             Action::Press(button) => {
                 let path = match button {
                     Button::Power => "/berth/v1/power-button",

@@ -132,7 +132,7 @@ pub struct StepTable {
     pub restore: Option<String>,
     /// Put another image into this disk of the running VM.
     pub attach: Option<String>,
-    /// Take a disk out of the running VM. Berth cannot.
+    /// Take the image out of this disk of the running VM: it has no sectors then.
     pub detach: Option<String>,
     /// Press `power` or `ctrl-alt-del`.
     pub press: Option<String>,

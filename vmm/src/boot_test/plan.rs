@@ -120,6 +120,13 @@ pub enum Action {
         /// The image.
         image: PathBuf,
     },
+    /// Takes the image out of a disk.
+    Detach {
+        /// The disk, by its place.
+        disk: usize,
+        /// What the file calls it.
+        name: String,
+    },
     /// Presses a button.
     Press(Button),
     /// Looks at a file.
@@ -218,6 +225,7 @@ impl fmt::Display for Step {
             Action::Snapshot { name, .. } => write!(f, "snapshot {name}"),
             Action::Restore(name) => write!(f, "restore {name}"),
             Action::Attach { image, .. } => write!(f, "attach {}", image.display()),
+            Action::Detach { name, .. } => write!(f, "detach {name}"),
             Action::Press(Button::Power) => f.write_str("press power"),
             Action::Press(Button::CtrlAltDel) => f.write_str("press ctrl-alt-del"),
             Action::File { path, .. } => write!(f, "file {path}"),

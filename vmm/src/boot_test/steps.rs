@@ -22,7 +22,7 @@ const KINDS: [(&str, &[&str]); 12] = [
     ("snapshot", &["within"]),
     ("restore", &["within"]),
     ("attach", &["image", "within"]),
-    ("detach", &[]),
+    ("detach", &["within"]),
     ("press", &[]),
     ("file", &["disk", "image", "contains", "matches", "absent"]),
     ("offset", &["disk", "image", "bytes", "hex"]),
@@ -197,12 +197,7 @@ impl Reader<'_> {
             "attach" => &table.attach,
             "press" => &table.press,
             "file" => &table.file,
-            "detach" => {
-                return Err(self.fault(
-                    kind,
-                    "Berth does not unplug disks from a running VM; attach another image in its place",
-                ));
-            }
+            "detach" => &table.detach,
             _ => return self.bytes(),
         };
         let text = self.fill(kind, text.as_deref().unwrap_or_default())?;
@@ -222,6 +217,10 @@ impl Reader<'_> {
             "snapshot" => self.snapshot(text),
             "restore" => Ok(Action::Restore(text)),
             "attach" => self.attach(&text),
+            "detach" => Ok(Action::Detach {
+                disk: self.disk("detach", &text)?,
+                name: text,
+            }),
             "press" => match text.as_str() {
                 "power" => Ok(Action::Press(Button::Power)),
                 "ctrl-alt-del" => Ok(Action::Press(Button::CtrlAltDel)),

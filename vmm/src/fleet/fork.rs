@@ -39,8 +39,8 @@ pub struct Base {
 /// A disk as it was.
 #[derive(Debug)]
 enum Frozen {
-    /// Nobody writes it.
-    ReadOnly,
+    /// Nobody writes it, or there is nothing to write.
+    AsItIs,
     /// An image to take references of.
     Image(PathBuf),
     /// An image to put overlays on.
@@ -175,7 +175,7 @@ impl Base {
         for (index, (disk, frozen)) in spec.disks.iter_mut().zip(&self.disks).enumerate() {
             let (image, overlay) = (home.join(image_name(index)), home.join(overlay_name(index)));
             match frozen {
-                Frozen::ReadOnly => {}
+                Frozen::AsItIs => {}
                 Frozen::Image(from) => {
                     copies.push((from, image.clone()));
                     disk.path = image;
@@ -312,8 +312,8 @@ fn stands_anywhere(disk: &DiskSpec) -> Result<(), FleetError> {
 /// Freezes every disk that can be written, as it is now.
 fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
     let freeze_one = |(index, disk): (usize, &DiskSpec)| {
-        if disk.read_only {
-            return Ok(Frozen::ReadOnly);
+        if disk.read_only || !disk.has_medium() {
+            return Ok(Frozen::AsItIs);
         }
         if let Some(overlay) = &disk.overlay {
             let frozen = folder.join(overlay_name(index));

@@ -2,9 +2,9 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use berth_devices::virtio::blk::{Engine, FileOptions, ImageFormat};
+use berth_devices::virtio::blk::{Engine, FileOptions, ImageFormat, NO_MEDIUM};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ pub struct DiskSpec {
     /// What the API calls it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// An image file or a block device.
+    /// An image file or a block device; `/dev/null` is a drive without a medium.
     pub path: PathBuf,
     /// What the image's bytes mean.
     #[serde(default)]
@@ -127,6 +127,11 @@ impl Default for DiskSpec {
 }
 
 impl DiskSpec {
+    /// Whether there is anything in the drive.
+    pub(crate) fn has_medium(&self) -> bool {
+        self.path != Path::new(NO_MEDIUM)
+    }
+
     /// Reads `PATH` and the options behind it, each after a comma.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
         let mut parts = split(text).into_iter();

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::file;
+use super::no_medium::NoMedium;
 use super::{DiskBackend, DiskError, FileDisk, FileOptions, Qcow2Disk};
 
 /// What qcow2 images begin with.
@@ -75,7 +76,11 @@ impl Image {
 }
 
 /// Opens the disk at `path` and locks it: for itself alone if it may be written, else together with other readers.
+/// [`NO_MEDIUM`](super::NO_MEDIUM) is a drive with nothing in it.
 pub fn open_disk(path: &Path, options: FileOptions) -> Result<Box<dyn DiskBackend>, DiskError> {
+    if let Some(drive) = NoMedium::at(path, options) {
+        return Ok(Box::new(drive));
+    }
     Ok(match Image::open(path, options)? {
         Image::Raw(disk) => Box::new(disk),
         Image::Qcow2(disk) => Box::new(disk),

@@ -8,6 +8,7 @@ mod engine;
 mod file;
 mod format;
 mod handle;
+mod no_medium;
 mod overlay;
 mod pool;
 mod qcow2;
@@ -32,6 +33,7 @@ pub use engine::Engine;
 pub use file::{DiskError, FileDisk, FileOptions};
 pub use format::{ImageFormat, open_disk};
 pub use handle::{BlockError, BlockHandle};
+pub use no_medium::NO_MEDIUM;
 pub use overlay::OverlayDisk;
 pub use qcow2::{Qcow2Disk, Qcow2Fault};
 

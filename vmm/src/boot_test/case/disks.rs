@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use berth_devices::virtio::blk::ImageFormat;
+use berth_devices::virtio::blk::{ImageFormat, NO_MEDIUM};
 use serde_json::json;
 
 use super::{Run, Stop, excerpt};
@@ -15,6 +15,18 @@ use crate::boot_test::verdict::Kind;
 use crate::spec::VmSpec;
 
 impl Run<'_> {
+    /// What was in the drive stays what is looked at afterwards.
+    pub(super) fn detach(&mut self, disk: usize, limit: Instant) -> Result<(), Stop> {
+        self.change(disk, Path::new(NO_MEDIUM), limit)
+    }
+
+    fn change(&mut self, disk: usize, image: &Path, limit: Instant) -> Result<(), Stop> {
+        let id = self.spec.disks[disk].name(disk + 1);
+        let body = json!({ "drive_id": id, "path_on_host": image });
+        self.call("PATCH", &format!("/drives/{id}"), Some(&body), limit)
+            .map(drop)
+    }
+
     pub(super) fn attach(&mut self, disk: usize, image: &Path, limit: Instant) -> Result<(), Stop> {
         let spec = &self.spec.disks[disk];
         let id = spec.name(disk + 1);
@@ -30,8 +42,7 @@ impl Run<'_> {
             fs::copy(image, &copy)?;
             copy
         };
-        let body = json!({ "drive_id": id, "path_on_host": image });
-        self.call("PATCH", &format!("/drives/{id}"), Some(&body), limit)?;
+        self.change(disk, &image, limit)?;
         self.attached[disk] = Some(image);
         Ok(())
     }
@@ -105,7 +116,7 @@ pub(super) fn own(spec: &VmSpec, folder: &Path) -> io::Result<VmSpec> {
     let mut spec = spec.clone();
     spec.take_paths_from(&std::env::current_dir()?);
     for (number, disk) in (1..).zip(&mut spec.disks) {
-        if !disk.read_only && disk.overlay.is_none() {
+        if !disk.read_only && disk.overlay.is_none() && disk.has_medium() {
             disk.overlay = Some(folder.join(format!("disk{number}.overlay")));
         }
     }

@@ -352,8 +352,8 @@ fn a_step_that_cannot_be_is_refused_where_it_stands() {
             "step[0].status: 256 is no status; give 0 to 255",
         ),
         (
-            "[[step]]\ndetach = \"disk1\"\n",
-            "step[0].detach: Berth does not unplug disks from a running VM",
+            "[[step]]\ndetach = \"disk2\"\n",
+            "step[0].detach: the VM has no disk \"disk2\"; did you mean disk1?",
         ),
         (
             "[[step]]\nattach = \"disk1\"\n",

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use berth_devices::virtio::blk::MAX_QUEUES;
+use berth_devices::virtio::blk::{MAX_QUEUES, NO_MEDIUM};
 use berth_devices::virtio::net::MAX_PAIRS;
 
 use super::Faults;
@@ -48,6 +48,12 @@ impl Faults {
         let field = format!("disk {}", index + 1);
         self.limit(&field, "rate_limit", disk.rate_limit.as_ref());
         self.path(&field, &disk.path, "name an image file or a block device");
+        if disk.overlay.is_some() && !disk.has_medium() {
+            self.add(
+                &field,
+                format!("an overlay stands on an image, and {NO_MEDIUM} is none; leave the overlay out"),
+            );
+        }
         if let Some(overlay) = &disk.overlay {
             self.path(&field, overlay, "name the overlay's file, or leave it out");
             if disk.read_only {
@@ -98,7 +104,8 @@ impl Faults {
             let earlier = identities[..index]
                 .iter()
                 .position(|identity| *identity == identities[index]);
-            let Some(earlier) = earlier.filter(|&earlier| !(only_read(disk) && only_read(&disks[earlier])))
+            let Some(earlier) = earlier
+                .filter(|&earlier| disk.has_medium() && !(only_read(disk) && only_read(&disks[earlier])))
             else {
                 continue;
             };

@@ -34,6 +34,7 @@ fn what_can_be_run_has_no_fault() {
             .replace("-characters", "-character")
             .as_str(),
         "disks = [{ path = \"/nowhere/a\", read_only = true }, { path = \"/nowhere/a\", read_only = true }]",
+        "disks = [{ path = \"/dev/null\" }, { path = \"/dev/null\" }]",
         "nets = [{ tap = \"fifteen-letters\", mac = \"02:00:00:aB:cd:EF\" }, { tap = \"tap1\" }]",
     ] {
         assert_eq!(faults(toml), Vec::<String>::new(), "{toml}");
@@ -241,6 +242,14 @@ fn each_fault_of_a_device_names_its_field_its_value_and_the_remedy() {
             ),
         ),
     ]);
+}
+
+#[test]
+fn an_overlay_needs_an_image() {
+    each(&[(
+        "disks = [{ path = \"/dev/null\", overlay = \"/nowhere/a\" }]",
+        "disk 1: an overlay stands on an image, and /dev/null is none; leave the overlay out",
+    )]);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What can be changed while a disk runs: limits and the file.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tempfile::TempDir;
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::*;
@@ -174,6 +175,26 @@ fn another_file_takes_the_place_of_the_first_and_the_guest_sees_its_size() {
     assert_eq!((bench.first_byte(), bench.capacity()), (0x77, 9));
     // The first one can be used by others again.
     FileDisk::open(bench.path("first"), false).unwrap();
+}
+
+#[test]
+fn a_drive_without_a_medium_has_no_sectors_and_takes_the_next_image() {
+    let mut bench = Bench::new(LimiterConfig::default());
+    bench.set_path(Path::new(NO_MEDIUM)).unwrap();
+    assert_eq!(bench.capacity(), 0);
+    // Others can have the image that was in it.
+    drop(FileDisk::open(bench.path("first"), false).unwrap());
+    bench.read();
+    bench.ring.take_used().unwrap();
+    let status: u8 = bench
+        .machine
+        .memory
+        .read_obj(GuestAddress(BUFFERS + 0x1000 + 512))
+        .unwrap();
+    assert_eq!(u32::from(status), VIRTIO_BLK_S_IOERR);
+    let first = bench.path("first");
+    bench.set_path(&first).unwrap();
+    assert_eq!((bench.first_byte(), u64::from(bench.capacity())), (0, SECTORS));
 }
 
 #[test]

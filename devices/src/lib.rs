@@ -4,6 +4,7 @@
 //! driver on a machine without `/dev/kvm`.
 
 pub mod bus;
+pub mod contained;
 pub mod irqchip;
 pub mod legacy;
 pub mod limiter;

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{self, ExitCode};
 use std::time::Instant;
 
+use berth_devices::contained;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use schemars::schema_for;
@@ -157,9 +158,17 @@ pub fn schema(of: SchemaArg) -> String {
     text
 }
 
-/// From here on a panic of any thread ends the program with one sentence: a VM with a thread missing would only hang.
+/// From here on a panic of any thread ends the program with one sentence: a VM with a thread missing would only hang. Libraries whose
+/// panics are caught are another matter.
 pub fn end_on_panic() {
-    panic::set_hook(Box::new(report_panic));
+    panic::set_hook(Box::new(|info| {
+        if contained::is_here() {
+            // Whoever catches it says what it means.
+            tracing::error!("{info}");
+        } else {
+            report_panic(info);
+        }
+    }));
 }
 
 fn report_panic(info: &PanicHookInfo<'_>) {

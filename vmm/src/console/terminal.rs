@@ -6,6 +6,7 @@
 use std::io::IsTerminal;
 use std::sync::Mutex;
 
+use berth_devices::contained;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// What the terminal was before Berth changed it, for the panic hook.
@@ -54,7 +55,9 @@ fn restore() {
 fn restore_on_panic() {
     let next = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        restore();
+        if !contained::is_here() {
+            restore();
+        }
         next(info);
     }));
 }

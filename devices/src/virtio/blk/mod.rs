@@ -5,6 +5,8 @@
 
 mod backend;
 mod engine;
+#[cfg(test)]
+mod faulty;
 mod file;
 mod format;
 mod handle;

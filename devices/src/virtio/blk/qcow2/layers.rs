@@ -3,13 +3,12 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use imago::file::File as Storage;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 
 use super::header::{self, Backing, Header};
-use super::{Layers, Qcow2Fault};
+use super::{Layers, Qcow2Fault, Storage};
 use crate::virtio::blk::DiskError;
 use crate::virtio::blk::file;
 
@@ -51,7 +50,7 @@ fn check(file: &std::fs::File, path: &Path, read_only: bool) -> Result<Header, D
     header::read(file, length, !read_only).map_err(|why| fault(path, why))
 }
 
-fn fault(path: &Path, why: impl Into<Qcow2Fault>) -> DiskError {
+pub(super) fn fault(path: &Path, why: impl Into<Qcow2Fault>) -> DiskError {
     DiskError::Qcow2 {
         path: path.to_owned(),
         why: Box::new(why.into()),

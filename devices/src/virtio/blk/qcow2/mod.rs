@@ -2,9 +2,17 @@
 //!
 //! The format is the work of the `imago` crate. Here are what it is given (files that are open, locked and whose headers were checked, so that
 //! it never opens one itself) and the threads that it runs on: an operation may have to read tables and copy clusters before it is done.
+//!
+//! Once the file could not be written, the library may hold for written what is not: a table that later requests are then written to and
+//! that no flush writes. So nothing more is written, and no flush succeeds, until the image is opened anew; it can still be read.
+//!
+//! Should the library panic, the request fails and so does every later one: nobody knows what it left. What was flushed before is in the
+//! file, and other disks and the guest go on.
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod failures;
 mod header;
 mod layers;
 mod refcounts;
@@ -15,21 +23,27 @@ use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use imago::FormatAccess;
+#[cfg(not(test))]
+use imago::file::File as Storage;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{DiskBackend, Operation};
 use super::engine::{Jobs, Work};
+#[cfg(test)]
+use super::faulty::FaultyFile as Storage;
 use super::file::{DiskError, FileOptions};
+use crate::contained::contain;
 use layers::Identity;
 
 /// Bytes that are moved at once: the largest cluster, so that one which is written whole is never filled from below before.
 const PIECE: u64 = 2 << 20;
 
 /// An image and those that it stands on, which are only read.
-type Layers = FormatAccess<imago::file::File>;
+type Layers = FormatAccess<Storage>;
 
 /// What is wrong with a qcow2 image. Each goes on a sentence that begins with the image's path.
 #[derive(Debug, thiserror::Error)]
@@ -137,9 +151,13 @@ impl std::fmt::Debug for Qcow2Disk {
 impl Qcow2Disk {
     /// Opens the image at `path` and what it stands on.
     pub fn open(path: &Path, options: FileOptions) -> Result<Self, DiskError> {
-        let opened = layers::open(path, options.read_only)?;
+        let opened = contain(|| layers::open(path, options.read_only))
+            .map_err(|panic| layers::fault(path, io::Error::other(panic)))??;
         let image = Arc::new(Image {
-            layers: RwLock::new(opened.layers),
+            path: path.to_owned(),
+            layers: Arc::new(RwLock::new(opened.layers)),
+            broken: AtomicBool::new(false),
+            unwritten: AtomicBool::new(false),
             spare: Mutex::default(),
             writable: !options.read_only,
             span: opened.span,
@@ -166,7 +184,7 @@ impl Qcow2Disk {
         if end.is_none_or(|end| end > self.size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.image.shared().read(to, offset)
+        self.image.contained(|image| image.shared().read(to, offset))
     }
 }
 
@@ -208,7 +226,7 @@ impl DiskBackend for Qcow2Disk {
     /// Tables that were changed are in memory: a copy of the file without them would lack what was written.
     fn settle(&mut self) -> io::Result<()> {
         if self.writable() {
-            self.image.shared().flush()?;
+            self.image.contained(|image| image.change(Layers::flush))?;
         }
         Ok(())
     }
@@ -216,8 +234,14 @@ impl DiskBackend for Qcow2Disk {
 
 /// What the threads work on.
 struct Image {
+    /// For messages.
+    path: PathBuf,
     /// Shared, but for what moves clusters away under the others.
-    layers: RwLock<Layers>,
+    layers: Arc<RwLock<Layers>>,
+    /// The library has panicked.
+    broken: AtomicBool,
+    /// Something could not be written. It is set before the lock is let go.
+    unwritten: AtomicBool,
     /// Buffers that nobody uses now. The format is not read from, nor written to, memory that a guest can change meanwhile.
     spare: Mutex<Vec<Vec<u8>>>,
     writable: bool,
@@ -234,10 +258,63 @@ impl Image {
         let tables = offset / self.span..(offset + len).div_ceil(self.span);
         let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         if tables.clone().any(|table| !settled.contains(&table)) {
-            self.shared().flush()?;
+            self.change(Layers::flush)?;
             settled.extend(tables);
         }
         Ok(())
+    }
+
+    /// Does something by the library, unless that has panicked before.
+    fn contained<T>(&self, work: impl FnOnce(&Self) -> io::Result<T>) -> io::Result<T> {
+        if self.broken.load(Ordering::Acquire) {
+            return Err(io::Error::other(
+                "the library that reads the image has failed before",
+            ));
+        }
+        contain(|| work(self)).unwrap_or_else(|panic| {
+            self.broken.store(true, Ordering::Release);
+            // When it goes it writes what it remembers, which is not to be trusted.
+            std::mem::forget(self.layers.clone());
+            tracing::error!(
+                "{}: nothing is read or written any more, because of {panic}; what the guest flushed is there",
+                self.path.display()
+            );
+            Err(io::Error::other(panic))
+        })
+    }
+
+    /// Changes the image, or finds that it can no longer be changed.
+    fn change(&self, work: impl FnOnce(&Layers) -> io::Result<()>) -> io::Result<()> {
+        let layers = self.shared();
+        self.note(|| work(&layers))
+    }
+
+    /// The same for what others must stay away from meanwhile.
+    fn change_alone(&self, work: impl FnOnce(&mut Layers) -> io::Result<()>) -> io::Result<()> {
+        let mut layers = self.alone();
+        self.note(|| work(&mut layers))
+    }
+
+    /// Does something under the lock, and notes whether it failed.
+    fn note(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if self.unwritten.load(Ordering::Acquire) {
+            return Err(io::Error::other(
+                "what could not be written before stands in the way",
+            ));
+        }
+        work().inspect_err(|cause| {
+            if cause.kind() != io::ErrorKind::Unsupported && !self.unwritten.swap(true, Ordering::AcqRel) {
+                tracing::error!(
+                    "{}: it takes no more writes until the VM starts anew: {cause}",
+                    self.path.display()
+                );
+            }
+        })
+    }
+
+    /// Waits for the changes that are under way, so that it is known of each whether it failed.
+    fn settle_changes(&self) {
+        drop(self.alone());
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, Layers> {
@@ -276,16 +353,16 @@ impl Image {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         let done = if unmap {
-            self.alone().discard_to_zero(offset, len)
+            self.change_alone(|layers| layers.discard_to_zero(offset, len))
         } else {
-            self.shared().write_zeroes(offset, len)
+            self.change(|layers| layers.write_zeroes(offset, len))
         };
         match done {
             // Version 2 has no clusters that are zero.
             Err(cause) if cause.kind() == io::ErrorKind::Unsupported => {
                 self.pieces(offset, len, |piece, offset| {
                     piece.fill(0);
-                    self.shared().write(&*piece, offset)
+                    self.change(|layers| layers.write(&*piece, offset))
                 })
             }
             done => done,
@@ -295,6 +372,12 @@ impl Image {
 
 impl Work for Image {
     fn run(&self, operation: Operation<'_>) -> io::Result<()> {
+        self.contained(|image| image.operate(operation))
+    }
+}
+
+impl Image {
+    fn operate(&self, operation: Operation<'_>) -> io::Result<()> {
         if !self.writable && !matches!(operation, Operation::Read { .. } | Operation::Flush) {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
@@ -306,17 +389,19 @@ impl Work for Image {
             }),
             Operation::Write { offset, mut from } => self.pieces(offset, from.len(), |piece, offset| {
                 from.copy_to(piece);
-                self.shared().write(&*piece, offset)?;
+                self.change(|layers| layers.write(&*piece, offset))?;
                 self.settle_tables(offset, piece.len() as u64)
             }),
             Operation::Flush if !self.writable => Ok(()),
             Operation::Flush => {
-                let layers = self.shared();
-                layers.flush()?;
-                layers.sync()
+                self.settle_changes();
+                self.change(|layers| {
+                    layers.flush()?;
+                    layers.sync()
+                })
             }
             Operation::Discard { offset, len } => {
-                self.alone().discard_to_any(offset, len)?;
+                self.change_alone(|layers| layers.discard_to_any(offset, len))?;
                 self.settle_tables(offset, len)
             }
             Operation::WriteZeroes { offset, len, unmap } => {

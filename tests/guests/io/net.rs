@@ -21,6 +21,9 @@ use crate::transport::{Device, RunningQueue, Transport};
 pub const KIND: u32 = 1;
 
 const FEATURE_MRG_RXBUF: u64 = 1 << 15;
+const FEATURE_CTRL_VQ: u64 = 1 << 17;
+const FEATURE_MQ: u64 = 1 << 22;
+const CONFIG_PAIRS: u64 = 8;
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 
@@ -44,6 +47,8 @@ struct Run<'a> {
     times: &'a mut Times,
     receive: RunningQueue,
     transmit: RunningQueue,
+    /// The transmit queues of the pairs after the first.
+    others: [Option<RunningQueue>; crate::options::MAX_QUEUES as usize - 1],
     /// Buffers of each queue, by token.
     receive_buffers: u64,
     transmit_buffers: u64,
@@ -65,13 +70,34 @@ pub fn run(
     if !(60..=1514).contains(&options.bs) {
         return Err(Failure::Refused("bs= must be from 60 to 1514 for frames"));
     }
-    if options.queues > 1 {
-        return Err(Failure::Refused("one pair of queues is all that is driven"));
+    let pairs = options.queues;
+    if pairs > 1 && options.op != Op::Tx {
+        return Err(Failure::Refused("several pairs of queues are for op=tx"));
     }
-    let device = Device::new(transport, FEATURE_MRG_RXBUF, options)?;
+    let several = (FEATURE_CTRL_VQ | FEATURE_MQ) * (pairs > 1) as u64;
+    let device = Device::new(transport, FEATURE_MRG_RXBUF | several, options)?;
+    let offered = if device.has(FEATURE_MQ) {
+        device.config16(CONFIG_PAIRS)
+    } else {
+        1
+    };
+    if pairs > offered {
+        return Err(Failure::Refused("the device has not so many pairs of queues"));
+    }
     let depth = options.depth;
     let receive = device.start_queue(RECEIVE, 1, depth, arena)?;
-    let transmit = device.start_queue(TRANSMIT, 1, depth, arena)?;
+    let transmit = device.start_queue(TRANSMIT, 1, depth.div_ceil(pairs), arena)?;
+    let mut others = [const { None }; _];
+    for pair in 1..pairs {
+        // Nothing comes by the others' receive queues before there are buffers, so these stay empty.
+        device.start_queue(2 * pair + RECEIVE, 1, 1, arena)?;
+        let queue = device.start_queue(2 * pair + TRANSMIT, 1, depth.div_ceil(pairs), arena)?;
+        others[pair as usize - 1] = Some(queue);
+    }
+    let commands = match pairs {
+        1 => None,
+        _ => Some(device.start_queue(2 * offered, 2, 1, arena)?),
+    };
     let buffers = BUFFER * depth as u64;
     let receive_buffers = arena.take(buffers, 4096).map_err(Failure::Memory)?;
     let transmit_buffers = arena.take(buffers, 4096).map_err(Failure::Memory)?;
@@ -81,6 +107,7 @@ pub fn run(
         times,
         receive,
         transmit,
+        others,
         receive_buffers,
         transmit_buffers,
         number: 0,
@@ -90,6 +117,9 @@ pub fn run(
         lost: 0,
     };
     device.set_driver_ok();
+    if let Some(mut commands) = commands {
+        use_pairs(&mut commands, pairs, arena)?;
+    }
     for token in 0..depth {
         run.offer(token);
     }
@@ -114,6 +144,28 @@ pub fn run(
     device.reset();
     report::results(options, &device, &measured, run.times);
     Ok(())
+}
+
+/// Tells the device how many pairs are used from now on (virtio 1.3, section 5.1.6.5.5).
+fn use_pairs(commands: &mut RunningQueue, pairs: u16, arena: &mut Arena) -> Result<(), Failure<'static>> {
+    let at = arena.take(64, 64).map_err(Failure::Memory)?;
+    // Class and command, then the number.
+    write32(at, 4 | (pairs as u32) << 16);
+    write32(at + 16, 0xff);
+    let part = |at, len, writable| Part { at, len, writable };
+    commands
+        .queue
+        .add(0, &[part(at, 4, false), part(at + 16, 1, true)]);
+    if commands.queue.publish() {
+        commands.kick();
+    }
+    while commands.queue.pop().is_none() {}
+    match read32(at + 16) & 0xff {
+        0 => Ok(()),
+        _ => Err(Failure::Refused(
+            "the device does not use so many pairs of queues",
+        )),
+    }
 }
 
 fn publish(queue: &mut RunningQueue, times: &mut Times, kicks: &mut u64) {
@@ -151,7 +203,22 @@ impl Run<'_> {
         })
     }
 
-    /// Keeps the transmit queue full.
+    /// The transmit queue that `token` goes by: each in turn.
+    fn transmitter(&mut self, token: u16) -> &mut RunningQueue {
+        match token % self.options.queues {
+            0 => &mut self.transmit,
+            pair => self.others[pair as usize - 1].as_mut().expect("all were started"),
+        }
+    }
+
+    fn publish_all(&mut self) {
+        publish(&mut self.transmit, self.times, &mut self.kicks);
+        for queue in self.others.iter_mut().flatten() {
+            publish(queue, self.times, &mut self.kicks);
+        }
+    }
+
+    /// Keeps the transmit queues full.
     fn send_all(&mut self, limit: u64, most: u64) -> Result<(u64, u64), Failure<'static>> {
         let mut begun = [0; crate::options::MAX_DEPTH as usize];
         let (mut started, mut done) = (0, 0);
@@ -162,25 +229,32 @@ impl Run<'_> {
                 started += 1;
             }
         }
-        publish(&mut self.transmit, self.times, &mut self.kicks);
+        self.publish_all();
+        let pairs = self.options.queues;
         loop {
             let before = (started, done);
-            while let Some((token, _)) = self.transmit.queue.pop() {
-                let time = now();
-                self.times.operation.add(time - begun[token as usize]);
-                done += 1;
-                if time - start < limit && started < most {
-                    begun[token as usize] = self.send(token, DATA);
-                    started += 1;
+            for pair in 0..pairs {
+                while let Some((own, _)) = self.transmitter(pair).queue.pop() {
+                    let time = now();
+                    let token = own * pairs + pair;
+                    self.times.operation.add(time - begun[token as usize]);
+                    done += 1;
+                    if time - start < limit && started < most {
+                        begun[token as usize] = self.send(token, DATA);
+                        started += 1;
+                    }
                 }
             }
             if started == done {
                 return Ok((done, now() - start));
             }
             if (started, done) != before {
-                publish(&mut self.transmit, self.times, &mut self.kicks);
-            } else if self.options.wait == Wait::Irq && !self.transmit.queue.arm() {
-                self.device.sleep();
+                self.publish_all();
+            } else if self.options.wait == Wait::Irq {
+                let ready = (0..pairs).any(|pair| self.transmitter(pair).queue.arm());
+                if !ready {
+                    self.device.sleep();
+                }
             }
         }
     }
@@ -299,7 +373,8 @@ impl Run<'_> {
             len: HEADER as u32 + self.options.bs,
             writable: false,
         };
-        self.transmit.queue.add(token, &[part]);
+        let own = token / self.options.queues;
+        self.transmitter(token).queue.add(own, &[part]);
         now()
     }
 

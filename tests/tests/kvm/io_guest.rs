@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use berth_tests::invocation::{Invocation, run};
+use berth_tests::netns::Netns;
 use berth_tests::{guests, program};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -154,4 +155,31 @@ fn the_runner_makes_the_file_that_it_is_to_use() {
         .finish();
     outcome.expect_code(0);
     assert_eq!(path.metadata().unwrap().len(), 2 << 20, "{outcome}");
+}
+
+#[test]
+fn frames_are_sent_by_every_pair_of_queues() {
+    let netns = Netns::new();
+    netns.ip("tuntap add dev tap0 mode tap multi_queue");
+    netns.ip("link set tap0 up");
+    for (how, threads) in [("queues=3", "1"), ("queues=3,spread", "3")] {
+        for wait in ["poll", "irq"] {
+            let words = format!("bench=net op=tx depth=30 count=600 queues=3 tsc_khz=1000000 wait={wait}");
+            let outcome = run(["--memory", "64M", "--io-threads", threads, "--kernel"])
+                .arg(guests::io())
+                .args(["--net", &format!("tap=tap0,{how}"), "--cmdline", &words])
+                .inside(&netns)
+                .finish();
+            outcome.expect_code(0);
+            let results: Value = serde_json::from_str(outcome.out().trim_end()).unwrap();
+            assert_eq!(results["operations"], 600, "{how}: {outcome}");
+        }
+    }
+    let outcome = run(["--memory", "64M", "--kernel"])
+        .arg(guests::io())
+        .args(["--net", "tap=tap0", "--cmdline", "bench=net op=tx queues=2"])
+        .inside(&netns)
+        .finish();
+    outcome.expect_code(1);
+    assert!(outcome.out().contains("not so many pairs"), "{outcome}");
 }

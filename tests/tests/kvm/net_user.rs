@@ -14,23 +14,32 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 /// The host's address in its network.
 const HOST: &str = "10.77.0.1";
 
-/// A host with a network and a default route.
+/// The same by IPv6.
+const HOST6: &str = "fd77::1";
+
+/// A host with a network, default routes, and users who may ping.
 fn network() -> Netns {
     let netns = Netns::with_tap("tap0", "10.77.0.1/24");
     netns.ip("route add default via 10.77.0.254 dev tap0");
+    netns.ip("address add fd77::1/64 dev tap0 nodad");
+    netns.ip("-6 route add default via fd77::fe dev tap0");
+    let range = "/proc/sys/net/ipv4/ping_group_range";
+    netns.enter(|| fs::write(range, "0 2147483647")).unwrap();
     netns
 }
 
-/// Answers one connection with what it got in capitals, and requests for a file by UDP.
+/// Answers one connection by each protocol with what it got in capitals, and requests for a file by UDP.
 fn serve(netns: &Netns) {
-    let tcp = netns.enter(|| TcpListener::bind((HOST, 7000))).unwrap();
+    for host in [HOST, HOST6] {
+        let tcp = netns.enter(|| TcpListener::bind((host, 7000))).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = tcp.accept().unwrap();
+            let mut text = String::new();
+            BufReader::new(&stream).read_line(&mut text).unwrap();
+            stream.write_all(text.to_uppercase().as_bytes()).unwrap();
+        });
+    }
     let udp = netns.enter(|| UdpSocket::bind((HOST, 7001))).unwrap();
-    std::thread::spawn(move || {
-        let (mut stream, _) = tcp.accept().unwrap();
-        let mut text = String::new();
-        BufReader::new(&stream).read_line(&mut text).unwrap();
-        stream.write_all(text.to_uppercase().as_bytes()).unwrap();
-    });
     std::thread::spawn(move || {
         // A file's only block by TFTP (RFC 1350), for a request; there are acknowledgements too.
         let mut bytes = [0; 1000];
@@ -49,6 +58,9 @@ const BOTH_WAYS: &str = "set -e
      exec 3>&1
      nc 10.77.0.1 7000 -e sh -c 'echo by tcp; cat >&3'
      tftp -g -l - -r x 10.77.0.1 7001
+     ping -c 1 10.77.0.1
+     until ip -6 route | grep -q ^default; do :; done
+     nc fd77::1 7000 -e sh -c 'echo by tcp and ipv6; cat >&3'
      echo listening
      nc -l -p 80 -e cat";
 
@@ -72,13 +84,13 @@ fn both_ways(netns: &Netns, invocation: Invocation) {
     while !netns.enter(|| exchange(sent)).is_ok_and(|back| back == sent) {}
     let outcome = running.finish();
     outcome.expect_code(0);
-    for part in ["BY TCP", "BY UDP"] {
+    for part in ["BY TCP\n", "BY UDP", "1 packets received", "BY TCP AND IPV6"] {
         assert!(outcome.out().contains(part), "{part}: {outcome}");
     }
 }
 
 #[test]
-fn a_guest_reaches_servers_by_tcp_and_udp_and_is_reached_at_a_published_port() {
+fn a_guest_reaches_others_by_every_protocol_and_is_reached_at_a_published_port() {
     let netns = network();
     both_ways(&netns, script(BOTH_WAYS).inside(&netns));
 }

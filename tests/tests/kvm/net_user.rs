@@ -21,6 +21,8 @@ const HOST6: &str = "fd77::1";
 fn network() -> Netns {
     let netns = Netns::with_tap("tap0", "10.77.0.1/24");
     netns.ip("route add default via 10.77.0.254 dev tap0");
+    // passt serves IPv6 only where the host has an address of this link, which no carrier has given this one.
+    netns.ip("address add fe80::1/64 dev tap0 nodad");
     netns.ip("address add fd77::1/64 dev tap0 nodad");
     netns.ip("-6 route add default via fd77::fe dev tap0");
     let range = "/proc/sys/net/ipv4/ping_group_range";

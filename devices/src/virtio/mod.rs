@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod console;
 pub mod counters;
 pub mod device;
+mod file_control;
 pub mod handle;
 pub mod mailbox;
 pub mod mmio;

@@ -7,10 +7,11 @@ mod queues;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use berth_devices::virtio::conformance::ring::{Part, Ring};
 use berth_devices::virtio::conformance::{BUFFERS, Machine, NEEDS_RESET, VERSION_1};
-use berth_devices::virtio::net::{HEADER, Net, NetBackend, Tap};
+use berth_devices::virtio::net::{HEADER, Net, NetBackend, Tap, TapError};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
@@ -56,6 +57,17 @@ fn ip(arguments: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Opens a tap, which a guest may just have let go of: a program that another test starts has it, too, until it is loaded.
+fn open(tap: &str) -> Tap {
+    let patience = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Tap::open(tap) {
+            Err(TapError::Busy { .. }) if Instant::now() < patience => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// Waits until the kernel has seen that someone holds the other end of `tap`: until then it drops frames for it.
 fn wait_for_carrier(tap: &str) {
     const LINK_CHANGES: u32 = 1;
@@ -93,7 +105,7 @@ const FRAME: u64 = BUFFERS + 0x10_0000;
 
 impl Guest {
     fn new(tap: &str, guest: usize, features: u64) -> Self {
-        let open = Tap::open(tap).unwrap();
+        let open = open(tap);
         wait_for_carrier(tap);
         let machine = Machine::new(Box::new(Net::new(Box::new(open), MAC[guest])));
         let mut rings = machine.bring_up(VERSION_1 | features).into_iter();

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limit::FlagLimit;
-use super::options::{key_value, lossy, number, once, one, set, split};
+use super::options::{key_value, lossy, number, once, one, path_first, set};
 use super::{OptionError, RateLimitSpec, table};
 
 pub(super) const FORM: &str = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
@@ -134,15 +134,7 @@ impl DiskSpec {
 
     /// Reads `PATH` and the options behind it, each after a comma.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
-        let mut parts = split(text).into_iter();
-        let path = PathBuf::from(parts.next().unwrap_or_default());
-        if path.as_os_str().is_empty() {
-            return Err(OptionError::Missing {
-                text: lossy(text),
-                what: "file",
-                form: FORM,
-            });
-        }
+        let (path, parts) = path_first(text, FORM)?;
         let mut disk = Self {
             path,
             ..Self::default()

@@ -90,6 +90,23 @@ pub(super) fn lossy(text: &OsStr) -> String {
     text.to_string_lossy().into_owned()
 }
 
+/// The file that `text`, of the form `form`, begins with, and the options behind it.
+pub(super) fn path_first(
+    text: &OsStr,
+    form: &'static str,
+) -> Result<(PathBuf, impl Iterator<Item = OsString>), OptionError> {
+    let mut parts = split(text).into_iter();
+    let path = PathBuf::from(parts.next().unwrap_or_default());
+    if path.as_os_str().is_empty() {
+        return Err(OptionError::Missing {
+            text: lossy(text),
+            what: "file",
+            form,
+        });
+    }
+    Ok((path, parts))
+}
+
 /// `text` cut at single commas; double ones become one.
 pub(super) fn split(text: &OsStr) -> Vec<OsString> {
     let mut parts = Vec::new();

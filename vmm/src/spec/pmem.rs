@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limit::FlagLimit;
-use super::options::{key_value, lossy, number, once, set, split};
+use super::options::{key_value, lossy, number, once, path_first, set};
 use super::{OptionError, RateLimitSpec, table};
 
 pub(super) const FORM: &str = "PATH[,ro][,id=NAME][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]";
@@ -35,15 +35,7 @@ pub struct PmemSpec {
 impl PmemSpec {
     /// Reads `PATH` and the options behind it, each after a comma.
     pub fn from_option(text: &OsStr) -> Result<Self, OptionError> {
-        let mut parts = split(text).into_iter();
-        let path = PathBuf::from(parts.next().unwrap_or_default());
-        if path.as_os_str().is_empty() {
-            return Err(OptionError::Missing {
-                text: lossy(text),
-                what: "file",
-                form: FORM,
-            });
-        }
+        let (path, parts) = path_first(text, FORM)?;
         let mut pmem = Self {
             path,
             ..Self::default()

@@ -21,9 +21,7 @@ mod store;
 mod tests;
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
@@ -39,13 +37,11 @@ pub use no_medium::NO_MEDIUM;
 pub use overlay::OverlayDisk;
 pub use qcow2::{Qcow2Disk, Qcow2Fault};
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
 use super::config_change::ConfigChange;
 use super::device::{
     DeviceTraits, EventSource, QueueResources, QueueState, StartError, VirtioDevice, read_config_from,
 };
-use super::mailbox::{self, Mailbox};
+use super::file_control::{ADMIT, CALL, COMPLETED, FileControl};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain, Segments};
 use crate::limiter::{Limiter, LimiterChange, LimiterConfig};
 use crate::warn_guest;
@@ -61,13 +57,6 @@ const PHYSICAL_BLOCK_EXP: u8 = 3;
 /// Bytes of the configuration space, up to write_zeroes_may_unmap.
 const CONFIG_LEN: usize = 60;
 const DISCARD: u64 = 1 << VIRTIO_BLK_F_DISCARD;
-/// Event source: the backend has completed something.
-const COMPLETED: u32 = 0;
-/// Event source: what was not admitted may be now.
-const ADMIT: u32 = 1;
-/// Event source: a call from the control side.
-const CALL: u32 = 2;
-
 const WRITE_ZEROES: u64 = 1 << VIRTIO_BLK_F_WRITE_ZEROES;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
@@ -101,7 +90,7 @@ pub struct Block {
     free: Vec<u16>,
     segments: Segments,
     change: ConfigChange,
-    control: Option<Control>,
+    control: Option<FileControl<Block>>,
 }
 
 /// A queue, and how many of its requests are with the backend.
@@ -109,14 +98,6 @@ pub struct Block {
 struct Lane {
     queue: Option<DeviceQueue>,
     under_way: u32,
-}
-
-/// What a disk has that can be changed while it runs.
-struct Control {
-    limiter: Limiter,
-    mailbox: Mailbox<Block>,
-    /// Signalled by the backend when it has completed something.
-    completed: Arc<EventFd>,
 }
 
 /// A request.
@@ -159,15 +140,9 @@ impl Block {
     /// The disk with limits, and the way to it for whoever controls the VM. It fails only if the host has no descriptors to
     /// give.
     pub fn controlled(mut self, limits: LimiterConfig) -> io::Result<(Self, BlockHandle)> {
-        let (caller, mailbox) = mailbox::channel()?;
-        let limiter = Limiter::new(limits)?;
-        let completed = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        self.backend.notify(completed.clone());
-        self.control = Some(Control {
-            limiter,
-            mailbox,
-            completed,
-        });
+        let (control, caller) = FileControl::new(limits)?;
+        self.backend.notify(control.completed.clone());
+        self.control = Some(control);
         Ok((self, BlockHandle { caller }))
     }
 
@@ -488,19 +463,7 @@ impl VirtioDevice for Block {
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        let control = self.control.iter();
-        let sources = control.flat_map(|control| {
-            let completed = EventSource {
-                fd: control.completed.as_raw_fd(),
-                token: COMPLETED,
-            };
-            [
-                completed,
-                control.limiter.source(ADMIT),
-                control.mailbox.source(CALL),
-            ]
-        });
-        sources.collect()
+        self.control.iter().flat_map(FileControl::sources).collect()
     }
 
     fn process_event(&mut self, token: u32) {

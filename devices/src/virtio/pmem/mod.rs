@@ -10,20 +10,17 @@ mod handle;
 mod tests;
 
 use std::io;
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::blk::{DiskBackend, Operation};
 use super::device::{
     DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,
     VirtioDevice, read_config_from,
 };
-use super::mailbox::{self, Mailbox};
+use super::file_control::{ADMIT, CALL, COMPLETED, FileControl};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain};
-use crate::limiter::{Limiter, LimiterChange, LimiterConfig};
+use crate::limiter::{LimiterChange, LimiterConfig};
 use crate::warn_guest;
 
 pub use handle::PmemHandle;
@@ -45,13 +42,6 @@ const TOKEN: u16 = 0;
 /// Version of [`State`].
 const VERSION: u32 = 1;
 
-/// Event source: the flush is done.
-const COMPLETED: u32 = 0;
-/// Event source: what was not admitted may be now.
-const ADMIT: u32 = 1;
-/// Event source: a call from the control side.
-const CALL: u32 = 2;
-
 /// A persistent memory device.
 pub struct Pmem {
     backend: Box<dyn DiskBackend>,
@@ -63,14 +53,7 @@ pub struct Pmem {
     /// Requests to be filled again.
     spare: Vec<RequestChain>,
     flushing: bool,
-    control: Option<Control>,
-}
-
-/// What can be changed while it runs, and how it hears of things.
-struct Control {
-    limiter: Limiter,
-    mailbox: Mailbox<Pmem>,
-    completed: Arc<EventFd>,
+    control: Option<FileControl<Pmem>>,
 }
 
 /// Where the memory is: a driver that has read that does not ask again.
@@ -103,14 +86,9 @@ impl Pmem {
     /// The device with limits, and the way to it for whoever controls the VM. It fails only if the host has no descriptors to
     /// give.
     pub fn controlled(mut self, limits: LimiterConfig) -> io::Result<(Self, PmemHandle)> {
-        let (caller, mailbox) = mailbox::channel()?;
-        let completed = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        self.backend.notify(completed.clone());
-        self.control = Some(Control {
-            limiter: Limiter::new(limits)?,
-            mailbox,
-            completed,
-        });
+        let (control, caller) = FileControl::new(limits)?;
+        self.backend.notify(control.completed.clone());
+        self.control = Some(control);
         Ok((self, PmemHandle { caller }))
     }
 
@@ -257,18 +235,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        let sources = self.control.iter().flat_map(|control| {
-            let completed = EventSource {
-                fd: control.completed.as_raw_fd(),
-                token: COMPLETED,
-            };
-            [
-                completed,
-                control.limiter.source(ADMIT),
-                control.mailbox.source(CALL),
-            ]
-        });
-        sources.collect()
+        self.control.iter().flat_map(FileControl::sources).collect()
     }
 
     fn process_event(&mut self, token: u32) {

@@ -1,12 +1,13 @@
 //! Flushes: when they are answered, how often the host is asked, and what a guest is told.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use proptest::arbitrary::any;
 use proptest::proptest;
 use proptest::test_runner::Config;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::limiter::BucketConfig;

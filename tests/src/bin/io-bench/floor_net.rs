@@ -6,6 +6,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::floor::{Collector, Times};
 use crate::options::{self, Op};
 use crate::partner::{ANSWER, DATA, END, ETHERTYPE, KIND, NUMBER, START, TAP};
@@ -31,19 +33,28 @@ pub(crate) fn run(asked: &options::Options) -> Times {
         tap.write_all(&frame)
             .unwrap_or_else(|error| panic!("{TAP}: {error}"));
     };
-    let mut hear = |tap: &mut File, wanted: u8| {
-        loop {
-            let len = tap
-                .read(&mut heard)
-                .unwrap_or_else(|error| panic!("{TAP}: {error}"));
-            let ours = len > HEADER + KIND && heard[HEADER + 12..HEADER + 14] == ETHERTYPE.to_be_bytes();
-            if ours && heard[HEADER + KIND] == wanted {
-                return;
-            }
-        }
+    // What the next frame says it is, if it is one of ours.
+    let mut next = |tap: &mut File| {
+        let len = tap
+            .read(&mut heard)
+            .unwrap_or_else(|error| panic!("{TAP}: {error}"));
+        let ours = len > HEADER + KIND && heard[HEADER + 12..HEADER + 14] == ETHERTYPE.to_be_bytes();
+        ours.then(|| heard[HEADER + KIND])
     };
     if asked.op == Op::Rx {
         send(&mut tap, START);
+    } else if asked.op != Op::Tx {
+        // Until the kernel has seen that somebody holds the tap, answers are lost.
+        let mut answered = false;
+        while !answered {
+            send(&mut tap, DATA);
+            while !answered && has_frame(&tap) {
+                answered = next(&mut tap) == Some(ANSWER);
+            }
+        }
+    }
+    let mut hear = |tap: &mut File, wanted: u8| while next(tap) != Some(wanted) {};
+    if asked.op == Op::Rx {
         hear(&mut tap, DATA);
     }
     let mut collector = Collector::new(asked);
@@ -62,6 +73,15 @@ pub(crate) fn run(asked: &options::Options) -> Times {
             return collector.finish();
         }
     }
+}
+
+/// Whether a frame comes soon.
+fn has_frame(tap: &File) -> bool {
+    let soon = Timespec {
+        tv_sec: 0,
+        tv_nsec: 20_000_000,
+    };
+    poll(&mut [PollFd::new(tap, PollFlags::IN)], Some(&soon)).is_ok_and(|ready| ready > 0)
 }
 
 fn open() -> File {

@@ -233,6 +233,17 @@ fn each_mistake_is_one_sentence() {
 }
 
 #[test]
+fn who_comes_right_behind_one_that_left_can_attach_and_nothing_typed_is_lost() {
+    let fleet = Fleet::new();
+    fleet.create("web", "tally");
+    fleet.good(["start", "web"]);
+    for _ in 0..20 {
+        fleet.attach("web", "x", &[]);
+    }
+    fleet.attach("web", "x", &["21\n"]);
+}
+
+#[test]
 fn a_console_ends_with_its_vm_and_with_its_exit_code() {
     let fleet = Fleet::new();
     let run = fleet

@@ -1,11 +1,13 @@
 //! `berth console`: the user's terminal, or pipes, at a VM's serial line.
 
 use std::io::{self, IsTerminal, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::termios::tcgetwinsize;
 use serde_json::json;
@@ -18,6 +20,9 @@ use crate::exit_code;
 use crate::fleet::{Entry, FleetError, drive};
 use crate::signals::{RESIZED, Signals};
 use crate::unix;
+
+/// How long the VM may take to notice that somebody leaves: one whose guest does not read what was typed may not.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// How a time at the console ends.
 enum Leave {
@@ -198,12 +203,30 @@ fn stay(stream: &UnixStream, resized: impl Fn()) -> io::Result<Leave> {
                         return Ok(Leave::Closed);
                     }
                     match request {
-                        Some(Request::Detach) => return Ok(Leave::Detached),
+                        Some(Request::Detach) => {
+                            leave(stream)?;
+                            return Ok(Leave::Detached);
+                        }
                         Some(Request::Help) => eprint!("{ATTACHED_HELP}"),
                         _ => {}
                     }
                 }
             }
+        }
+    }
+}
+
+/// Leaves the line: what was on its way is shown, and whoever comes next is not turned away because this one is still there.
+fn leave(stream: &UnixStream) -> io::Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    let until = Instant::now() + LEAVING;
+    loop {
+        let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap_or_default();
+        match poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Ok(()),
+            Ok(_) if !show(stream)? => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -25,9 +25,7 @@ fn long_datagrams_are_cut_by_whom_it_was_agreed() {
     const PART: u16 = 1000;
     in_namespace(|| {
         host_tap();
-        let host = UdpSocket::bind("10.0.0.1:0").unwrap();
-        host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let port = host.local_addr().unwrap().port();
+        let (host, port) = host_socket();
         let sent: Vec<u8> = (0..6 * PART).map(|at| (at / 7) as u8).collect();
         let mut data = vec![0; 9000];
         let header = |kind| {

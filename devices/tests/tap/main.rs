@@ -89,6 +89,14 @@ fn host_tap() {
     ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:01 dev t0 nud permanent");
 }
 
+/// A socket of the host's in that network, and its port.
+fn host_socket() -> (UdpSocket, u16) {
+    let host = UdpSocket::bind("10.0.0.1:0").unwrap();
+    host.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let port = host.local_addr().unwrap().port();
+    (host, port)
+}
+
 /// A guest's driver, with 48 receive buffers of 1600 bytes.
 struct Guest {
     machine: Machine,
@@ -321,10 +329,7 @@ fn the_card_shows_the_taps_mtu() {
 fn datagrams_go_both_ways_with_checksums_done_by_whom_it_was_agreed() {
     in_namespace(|| {
         host_tap();
-        let host = UdpSocket::bind("10.0.0.1:0").unwrap();
-        host.set_read_timeout(Some(std::time::Duration::from_secs(20)))
-            .unwrap();
-        let port = host.local_addr().unwrap().port();
+        let (host, port) = host_socket();
         for features in [0, MRG_RXBUF, MRG_RXBUF | CSUM | GUEST_CSUM] {
             let mut guest = Guest::new("t0", 0, features);
             let mut data = [0; 2000];
@@ -472,10 +477,7 @@ fn a_long_segment_is_cut_for_a_guest_that_did_not_ask_for_it() {
 fn a_tap_that_is_down_swallows_frames_and_one_that_is_deleted_pulls_the_cable() {
     in_namespace(|| {
         host_tap();
-        let host = UdpSocket::bind("10.0.0.1:0").unwrap();
-        host.set_read_timeout(Some(std::time::Duration::from_secs(20)))
-            .unwrap();
-        let port = host.local_addr().unwrap().port();
+        let (host, port) = host_socket();
         let mut guest = Guest::new("t0", 0, MRG_RXBUF);
         ip("link set t0 down");
         guest.send([0; HEADER], &udp(port, b"lost", true));

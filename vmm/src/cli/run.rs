@@ -78,8 +78,13 @@ fn options(args: &mut RunArgs, start: Instant) -> RunOptions {
                 serial: args.serial.clone(),
                 timeout: args.timeout,
                 keep_clock: args.keep_clock,
-                pmem: args.pmem.iter().map(|pmem| pmem.path.clone()).collect(),
-                ..Overrides::of_devices(&args.disk, &args.net, &args.console, args.vsock.as_ref())
+                ..Overrides::of_devices(
+                    &args.disk,
+                    &args.pmem,
+                    &args.net,
+                    &args.console,
+                    args.vsock.as_ref(),
+                )
             },
             verify: args.verify,
             handler: args.uffd.take(),

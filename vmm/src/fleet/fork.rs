@@ -87,7 +87,7 @@ impl Base {
     pub fn of_snapshot(fleet: &Fleet, snapshot: &Path) -> Result<Self, FleetError> {
         let spec = saved_spec(snapshot)?;
         let folder = new_folder(fleet)?;
-        match freeze(&spec, &folder).and_then(|disks| Ok((disks, freeze_pmem(&spec, &folder)?))) {
+        match freeze(&spec, &folder) {
             Ok((disks, pmem)) => Ok(Self {
                 bases: vec![folder.clone()],
                 folder,
@@ -242,8 +242,7 @@ fn save(entry: &Entry, folder: &Path) -> Result<Base, FleetError> {
     if runs && !only_read {
         drive::ask(entry, "pause", "be forked")?;
     }
-    let frozen = freeze(&spec, folder).and_then(|disks| Ok((disks, freeze_pmem(&spec, folder)?)));
-    let (disks, pmem) = frozen.inspect_err(|_| go_on(entry, runs))?;
+    let (disks, pmem) = freeze(&spec, folder).inspect_err(|_| go_on(entry, runs))?;
     let body = json!({ "path": snapshot, "kind": "full", "resume": runs, "durable": false, "beside": true });
     drive::request(entry, "POST", "/berth/v1/snapshot", Some(&body), "be forked")
         .inspect_err(|_| go_on(entry, runs))?;
@@ -309,8 +308,13 @@ fn stands_anywhere(disk: &DiskSpec) -> Result<(), FleetError> {
     }
 }
 
+/// Freezes every disk, and every file in memory, that can be written.
+fn freeze(spec: &VmSpec, folder: &Path) -> Result<(Vec<Frozen>, Vec<Option<PathBuf>>), FleetError> {
+    Ok((freeze_disks(spec, folder)?, freeze_pmem(spec, folder)?))
+}
+
 /// Freezes every disk that can be written, as it is now.
-fn freeze(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
+fn freeze_disks(spec: &VmSpec, folder: &Path) -> Result<Vec<Frozen>, FleetError> {
     let freeze_one = |(index, disk): (usize, &DiskSpec)| {
         if disk.read_only || !disk.has_medium() {
             return Ok(Frozen::AsItIs);

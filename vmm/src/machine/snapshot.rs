@@ -15,7 +15,7 @@ use crate::ready::Awaited;
 use crate::snapshot::{
     self, Found, HostFacts, SnapshotError, SnapshotReport, SnapshotRequest, SnapshotTarget, Writing,
 };
-use crate::spec::{self, ConsoleSpec, DiskSpec, Limits, NetSpec, SerialSpec, VmSpec, VsockSpec};
+use crate::spec::{self, ConsoleSpec, DiskSpec, Limits, NetSpec, PmemSpec, SerialSpec, VmSpec, VsockSpec};
 use crate::vm::{self, Built, Saved, SavedMemory};
 
 /// A snapshot to go on from.
@@ -68,6 +68,7 @@ impl Overrides {
     /// Devices that lead where these do; those of a kind of which there are none lead where they did.
     pub(crate) fn of_devices(
         disks: &[DiskSpec],
+        pmem: &[PmemSpec],
         nets: &[NetSpec],
         consoles: &[ConsoleSpec],
         vsock: Option<&VsockSpec>,
@@ -76,6 +77,7 @@ impl Overrides {
             nets: nets.to_vec(),
             consoles: consoles.to_vec(),
             disks: disks.iter().map(|disk| disk.path.clone()).collect(),
+            pmem: pmem.iter().map(|pmem| pmem.path.clone()).collect(),
             overlays: disks.iter().map(|disk| disk.overlay.clone()).collect(),
             vsock: vsock.map(|vsock| vsock.path.clone()),
             cid: vsock.map(|vsock| vsock.cid),

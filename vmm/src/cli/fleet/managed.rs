@@ -116,8 +116,13 @@ fn load(entry: &Entry, spec: &VmSpec) -> Option<LoadRequest> {
         overrides: Overrides {
             serial: Some(spec.serial.clone()),
             timeout: spec.timeout,
-            pmem: spec.pmem.iter().map(|pmem| pmem.path.clone()).collect(),
-            ..Overrides::of_devices(&spec.disks, &spec.nets, &spec.consoles, spec.vsock.as_ref())
+            ..Overrides::of_devices(
+                &spec.disks,
+                &spec.pmem,
+                &spec.nets,
+                &spec.consoles,
+                spec.vsock.as_ref(),
+            )
         },
         verify: false,
         handler: None,

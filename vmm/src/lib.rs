@@ -36,3 +36,4 @@ mod unix;
 mod vcpu;
 pub mod vm;
 pub mod warm;
+mod whole_file;

@@ -1,41 +1,19 @@
-//! Files that are whole whenever they are read: written under another name, then renamed.
+//! The files of the state directory, which are whole whenever they are read.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::FleetError;
 use super::error::io_error;
+use crate::whole_file;
 
 /// Writes `bytes` to `path`, whole or not at all. `durable`: also if the host loses power.
 pub(super) fn write(path: &Path, bytes: &[u8], durable: bool) -> Result<(), FleetError> {
-    let temporary = temporary(path);
-    let result = (|| -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        if durable {
-            file.sync_all()?;
-        }
-        fs::rename(&temporary, path)
-    })();
-    result.map_err(io_error("written", path))
-}
-
-/// Names of one process never meet those of another.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    name.into()
+    whole_file::write(path, bytes, durable).map_err(io_error("written", path))
 }
 
 /// Writes `value` as JSON.

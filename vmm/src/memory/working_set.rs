@@ -13,10 +13,9 @@
 //! All numbers are little endian. The file is a hint: without it, or with a wrong one, nothing is lost but time.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +24,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::image::Identity;
 use super::pages::{PAGE, PageMap};
+use crate::whole_file;
 
 const MAGIC: &[u8; 16] = b"berth-pages 1\0\0\0";
 const HEAD: usize = 48;
@@ -90,22 +90,7 @@ impl WorkingSet {
     /// Writes it to `path`, all of it or nothing.
     pub(crate) fn write(&self, path: &Path, identity: Identity) -> io::Result<()> {
         let pairs = self.runs.iter().map(|run| [run.start, run.end - run.start]);
-        let bytes = encode(pairs, identity);
-        let mut temporary = OsString::from(path);
-        temporary.push(format!(".{}", std::process::id()));
-        let written = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(&bytes))
-            .and_then(|()| fs::rename(&temporary, path));
-        if written.is_err() {
-            // Nothing half-made is left.
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+        whole_file::write(path, &encode(pairs, identity), false)
     }
 
     /// Reads the record at `path`; none if there is no file.
@@ -203,6 +188,8 @@ fn advise(memory: &Memory, run: &Range<u64>, advice: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
     use vm_memory::{Bytes, GuestAddress};
 

@@ -1,4 +1,4 @@
-//! The devices a Berth guest sees: buses, legacy devices, virtio core, transports, devices and their backends.
+//! The devices a Berth guest sees: buses, legacy devices, virtio core, transports, devices, and the storage under them.
 //!
 //! Nothing here knows KVM. A device gets guest memory, a way to interrupt and event fds, so all of it runs under a mock
 //! driver on a machine without `/dev/kvm`.
@@ -9,6 +9,7 @@ pub mod irqchip;
 pub mod legacy;
 pub mod limiter;
 pub mod ratelimit;
+pub mod storage;
 pub mod timer;
 pub mod virtio;
 

@@ -1,6 +1,6 @@
 //! Images that QEMU makes are read and written right, and QEMU reads what was written.
 
-use berth_devices::virtio::blk::{FileDisk, OverlayDisk, open_disk};
+use berth_devices::storage::{FileDisk, OverlayDisk, open_disk};
 use proptest::arbitrary::any;
 use proptest::proptest;
 use proptest::test_runner::Config;

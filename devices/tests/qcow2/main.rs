@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::{Bytes, GuestAddress};
 
 use berth_devices::Memory;
-use berth_devices::virtio::blk::{
+use berth_devices::storage::{
     DiskBackend, DiskError, Engine, FileOptions, ImageFormat, Operation, Qcow2Disk,
 };
 use berth_devices::virtio::queue::{Buffer, GuestIo, Segments};

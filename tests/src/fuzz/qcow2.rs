@@ -1,6 +1,7 @@
 //! qcow2 images that somebody else made, and a driver that does anything with them.
 
-use berth_devices::virtio::blk::{Block, BlockConfig, DiskBackend, FileOptions, ImageFormat, Qcow2Disk};
+use berth_devices::storage::{DiskBackend, FileOptions, ImageFormat, Qcow2Disk};
+use berth_devices::virtio::blk::{Block, BlockConfig};
 use berth_devices::virtio::conformance;
 
 /// Bytes of the image; what follows are requests.

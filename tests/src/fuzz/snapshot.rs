@@ -14,8 +14,9 @@ use berth_devices::legacy::{
     AcpiPm, AcpiPmState, Cmos, CmosState, I8042, I8042State, MachineEvents, Pit, PitState, SerialPort,
     SerialPortState,
 };
+use berth_devices::storage::FileDisk;
 use berth_devices::virtio::balloon::{Balloon, BalloonConfig, PageReturner};
-use berth_devices::virtio::blk::{Block, BlockConfig, FileDisk};
+use berth_devices::virtio::blk::{Block, BlockConfig};
 use berth_devices::virtio::conformance::{self, Machine};
 use berth_devices::virtio::device::VirtioDevice;
 use berth_devices::virtio::mmio::MmioState;

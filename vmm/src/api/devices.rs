@@ -1,6 +1,6 @@
 //! Routes of devices: disks, network interfaces, entropy, the serial port, and those that Berth does not have.
 
-use berth_devices::virtio::blk::FileDisk;
+use berth_devices::storage::FileDisk;
 use berth_devices::virtio::net::{MAX_PAIRS, Tap};
 
 use super::configure::{after_start, amend, before_start};

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use berth_devices::virtio::blk::{FileOptions, ImageFormat, OverlayDisk, Qcow2Disk};
+use berth_devices::storage::{FileOptions, ImageFormat, OverlayDisk, Qcow2Disk};
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
 /// A file that is longer than this is not looked into.

@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use berth_devices::virtio::blk::{DiskError, ImageFormat, Qcow2Disk};
+use berth_devices::storage::{DiskError, ImageFormat, Qcow2Disk};
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use serde_json::json;

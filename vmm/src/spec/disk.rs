@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use berth_devices::virtio::blk::{Engine, FileOptions, ImageFormat, NO_MEDIUM};
+use berth_devices::storage::{Engine, FileOptions, ImageFormat, NO_MEDIUM};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -10,7 +10,7 @@ use berth_arch::x86_64::kind::KindError;
 use berth_arch::x86_64::mptable::MpTableError;
 use berth_boot::BootError;
 use berth_devices::bus::BusError;
-use berth_devices::virtio::blk::DiskError;
+use berth_devices::storage::DiskError;
 use berth_devices::virtio::console::PortError;
 use berth_devices::virtio::net::TapError;
 use berth_devices::virtio::vsock::VsockError;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use berth_arch::x86_64::{cpuid, layout};
-use berth_devices::virtio::blk::{DiskBackend, DiskError, FileDisk};
+use berth_devices::storage::{DiskBackend, DiskError, FileDisk};
 use berth_devices::virtio::pmem::{ALIGNMENT, Pmem};
 
 use crate::memory::files::{self, MappedFile, Place};

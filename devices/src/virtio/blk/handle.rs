@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
-use super::{Block, DiskBackend, DiskError, FileOptions, open_disk};
+use super::Block;
 use crate::limiter::LimiterChange;
+use crate::storage::{DiskBackend, DiskError, FileOptions, open_disk};
 use crate::virtio::mailbox::{Caller, DeviceGone};
 
 /// Why a disk does not do what is asked of it.

@@ -3,20 +3,8 @@
 //! One queue or several, all on one thread. A request is a header, data and a status byte, cut into buffers as the driver likes. Data
 //! goes between guest memory and the [`DiskBackend`] without a copy; whatever goes wrong there is in the request's status byte.
 
-mod backend;
-mod engine;
-#[cfg(test)]
-mod faulty;
-mod file;
-mod format;
 mod handle;
-mod no_medium;
-mod overlay;
-mod pool;
-mod qcow2;
 mod request;
-mod ring;
-mod store;
 #[cfg(test)]
 mod tests;
 
@@ -28,14 +16,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-pub use backend::{DiskBackend, Operation, SECTOR, StaticDisk};
-pub use engine::Engine;
-pub use file::{DiskError, FileDisk, FileOptions};
-pub use format::{ImageFormat, open_disk};
 pub use handle::{BlockError, BlockHandle};
-pub use no_medium::NO_MEDIUM;
-pub use overlay::OverlayDisk;
-pub use qcow2::{Qcow2Disk, Qcow2Fault};
 
 use super::config_change::ConfigChange;
 use super::device::{
@@ -44,6 +25,7 @@ use super::device::{
 use super::file_control::{ADMIT, CALL, COMPLETED, FileControl};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain, Segments};
 use crate::limiter::{Limiter, LimiterChange, LimiterConfig};
+use crate::storage::{DiskBackend, FileOptions, Operation, SECTOR};
 use crate::warn_guest;
 use handle::Refresh;
 use request::{Command, Limits, MAX_DISCARD, MAX_WRITE_ZEROES, SEG_MAX, SIZE_MAX, Status};

@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
-use super::backend::SECTOR;
+use crate::storage::SECTOR;
 use crate::virtio::queue::RequestChain;
 
 /// Bytes of the header: type, reserved, sector.

@@ -1,4 +1,6 @@
 mod control;
+mod failures;
+mod qcow2;
 mod requests;
 
 use std::collections::VecDeque;
@@ -16,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::limiter::LimiterConfig;
+use crate::storage::{Engine, FileDisk, ImageFormat, OverlayDisk, StaticDisk};
 use crate::virtio::conformance::ring::Part;
 use crate::virtio::conformance::{self, Request, Subject};
 
@@ -119,23 +122,23 @@ impl DiskBackend for TestDisk {
 }
 
 /// A disk that `backend` can answer later.
-pub(super) fn disk(backend: impl DiskBackend + 'static, config: BlockConfig) -> Box<dyn VirtioDevice> {
+fn disk(backend: impl DiskBackend + 'static, config: BlockConfig) -> Box<dyn VirtioDevice> {
     let block = Block::new(Box::new(backend), config).controlled(LimiterConfig::default());
     Box::new(block.unwrap().0)
 }
 
 /// Writes a sector, then reads it back, and so on.
-pub(super) fn write_then_read() -> Request {
+fn write_then_read() -> Request {
     requests(|number| u64::from(number / 2) % SECTORS)
 }
 
 /// Writes to the first half of the disk and reads from the other, which is full of patterns: for disks that answer in any order.
-pub(super) fn write_or_read() -> Request {
+fn write_or_read() -> Request {
     const HALF: u64 = SECTORS / 2;
     requests(|number| u64::from(number / 2) % HALF + u64::from(number % 2) * HALF)
 }
 
-pub(super) fn pattern(number: u32) -> [u8; SECTOR as usize] {
+fn pattern(number: u32) -> [u8; SECTOR as usize] {
     [(number / 2 % (SECTORS / 2) as u32) as u8 ^ 0x5a; SECTOR as usize]
 }
 
@@ -176,7 +179,7 @@ fn requests(at: impl Fn(u32) -> u64 + 'static) -> Request {
     }
 }
 
-pub(super) fn header(memory: &crate::Memory, at: u64, kind: u32, sector: u64) {
+fn header(memory: &crate::Memory, at: u64, kind: u32, sector: u64) {
     memory.write_slice(&kind.to_le_bytes(), GuestAddress(at)).unwrap();
     memory.write_slice(&[0; 4], GuestAddress(at + 4)).unwrap();
     memory
@@ -184,11 +187,11 @@ pub(super) fn header(memory: &crate::Memory, at: u64, kind: u32, sector: u64) {
         .unwrap();
 }
 
-pub(super) fn image(path: &Path) {
+fn image(path: &Path) {
     File::create(path).unwrap().set_len(SECTORS * SECTOR).unwrap();
 }
 
-pub(super) fn on_file(path: &Path) -> Box<dyn VirtioDevice> {
+fn on_file(path: &Path) -> Box<dyn VirtioDevice> {
     let disk = FileDisk::open(path, false).unwrap();
     Box::new(Block::new(Box::new(disk), BlockConfig::default()))
 }
@@ -259,6 +262,21 @@ fn every_engine_conforms_past_the_page_cache_and_through_it() {
             });
         }
     }
+}
+
+#[test]
+fn an_overlay_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    image(&base);
+    let path = folder.path().join("overlay");
+    conformance::run(&Subject {
+        make: Box::new(move || {
+            let disk = OverlayDisk::open(&base, ImageFormat::Raw, &path).unwrap();
+            Box::new(Block::new(Box::new(disk), BlockConfig::default()))
+        }),
+        request: write_then_read(),
+    });
 }
 
 #[test]

@@ -13,7 +13,6 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use super::blk::{DiskBackend, Operation};
 use super::device::{
     DeviceState, DeviceStateError, DeviceTraits, EventSource, QueueResources, QueueState, StartError,
     VirtioDevice, read_config_from,
@@ -21,6 +20,7 @@ use super::device::{
 use super::file_control::{ADMIT, CALL, COMPLETED, FileControl};
 use super::queue::{DeviceQueue, RING_FEATURES, RequestChain};
 use crate::limiter::{LimiterChange, LimiterConfig};
+use crate::storage::{DiskBackend, Operation};
 use crate::warn_guest;
 
 pub use handle::PmemHandle;

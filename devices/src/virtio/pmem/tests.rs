@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::limiter::BucketConfig;
-use crate::virtio::blk::{Engine, FileDisk, FileOptions};
+use crate::storage::{Engine, FileDisk, FileOptions};
 use crate::virtio::conformance::ring::{Part, Ring};
 use crate::virtio::conformance::{self, BUFFERS, Machine, NEEDS_RESET, Request, Subject, VERSION_1};
 

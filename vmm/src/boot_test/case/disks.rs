@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use berth_devices::virtio::blk::{ImageFormat, NO_MEDIUM};
+use berth_devices::storage::{ImageFormat, NO_MEDIUM};
 use serde_json::json;
 
 use super::{Run, Stop, excerpt};

@@ -5,7 +5,8 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use berth_devices::virtio::blk::{MAX_QUEUES, NO_MEDIUM};
+use berth_devices::storage::NO_MEDIUM;
+use berth_devices::virtio::blk::MAX_QUEUES;
 use berth_devices::virtio::net::MAX_PAIRS;
 
 use super::Faults;

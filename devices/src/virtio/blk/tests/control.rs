@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::super::*;
 use super::{SECTORS, TestDisk, header, image, write_then_read};
 use crate::limiter::BucketConfig;
+use crate::storage::{FileDisk, NO_MEDIUM, StaticDisk};
 use crate::virtio::conformance::ring::{Part, Ring};
 use crate::virtio::conformance::{self, BUFFERS, Machine, Subject, VERSION_1};
 

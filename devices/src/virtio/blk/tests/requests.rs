@@ -346,3 +346,30 @@ fn answers_that_come_later_are_all_there_after_a_stop() {
     let at = driver.machine.transport.save().unwrap().queues[0].1.unwrap();
     assert_eq!((at.next_avail, at.next_used), (8, 8));
 }
+
+#[test]
+fn a_file_that_shrank_gives_errors_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    image(&path);
+    let machine = Machine::new(on_file(&path));
+    let ring = &mut machine.bring_up(machine.offered())[0];
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(512)
+        .unwrap();
+    for (sector, status) in [(0, 0), (1, 1), (0, 0)] {
+        header(&machine.memory, BUFFERS, 0, sector);
+        ring.add(&[Part::Read(BUFFERS, 16), Part::Write(BUFFERS + 16, 513)]);
+        machine.notify(0);
+        assert_eq!(
+            machine
+                .memory
+                .read_obj::<u8>(GuestAddress(BUFFERS + 16 + 512))
+                .unwrap(),
+            status
+        );
+    }
+}

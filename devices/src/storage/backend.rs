@@ -48,7 +48,7 @@ pub enum Operation<'a> {
     },
 }
 
-/// Where a disk's bytes are. Owned by the block device, on its I/O thread.
+/// Where a disk's bytes are. Owned by the device that shows them to the guest, on its I/O thread.
 ///
 /// A backend may do an operation at once or begin it. In the latter case it keeps guest memory mapped
 /// ([`HeldIo`](crate::virtio::queue::HeldIo)), and [`completed`](Self::completed) returns the operation's token when it is done.

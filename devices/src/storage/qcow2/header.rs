@@ -7,8 +7,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::{Qcow2Fault, refcounts};
-use crate::virtio::blk::SECTOR;
-use crate::virtio::blk::format::QCOW2_MAGIC;
+use crate::storage::SECTOR;
+use crate::storage::format::QCOW2_MAGIC;
 
 /// Bytes of the header of version 2, and of version 3 at least.
 const HEADER_2: usize = 72;

@@ -1,13 +1,15 @@
+//! qcow2 images as disks.
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
-use imago::FormatCreateBuilder;
 use imago::qcow2::Qcow2;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder};
 
-use super::*;
-use crate::virtio::blk::format::ImageFormat;
-use crate::virtio::blk::tests::{disk, pattern, write_or_read};
-use crate::virtio::blk::{BlockConfig, Engine};
+use super::{disk, pattern, write_or_read};
+use crate::storage::{Engine, FileOptions, ImageFormat, Qcow2Disk};
+use crate::virtio::blk::BlockConfig;
 use crate::virtio::conformance::{self, Subject};
 
 /// An image of 64 sectors; the second half is of patterns, which a backing file may have.
@@ -25,28 +27,27 @@ fn image(folder: &Path, backed: bool) -> PathBuf {
         let below = File::create(folder.join("base")).unwrap();
         below.write_all_at(&half, half.len() as u64).unwrap();
         builder = builder.backing("base".to_owned(), "raw".to_owned());
-    }
-    builder.create().unwrap();
-    if !backed {
-        let disk = Qcow2Disk::open(&path, OPTIONS).unwrap();
-        disk.image.shared().write(&half, half.len() as u64).unwrap();
+        builder.create().unwrap();
+    } else {
+        let open = |image| Ok(Qcow2::builder(image).data_file(None).write(true));
+        let made = builder.create_open(DenyImplicitOpenGate::default(), open);
+        let layers = FormatAccess::new(made.unwrap());
+        layers.write(&half, half.len() as u64).unwrap();
+        layers.flush().unwrap();
     }
     path
 }
-
-const OPTIONS: FileOptions = FileOptions {
-    read_only: false,
-    direct: false,
-    engine: Engine::Auto,
-    format: ImageFormat::Qcow2,
-};
 
 #[test]
 fn a_qcow2_disk_conforms_on_threads_and_without() {
     for (engine, backed) in [(Engine::Auto, false), (Engine::Auto, true), (Engine::Sync, true)] {
         let folder = tempfile::tempdir().unwrap();
         let path = image(folder.path(), backed);
-        let options = FileOptions { engine, ..OPTIONS };
+        let options = FileOptions {
+            engine,
+            format: ImageFormat::Qcow2,
+            ..FileOptions::default()
+        };
         conformance::run(&Subject {
             make: Box::new(move || {
                 let backend = Qcow2Disk::open(&path, options).unwrap();

@@ -9,8 +9,8 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpen
 
 use super::header::{self, Backing, Header};
 use super::{Layers, Qcow2Fault, Storage};
-use crate::virtio::blk::DiskError;
-use crate::virtio::blk::file;
+use crate::storage::DiskError;
+use crate::storage::file;
 
 /// Images that stand on one another, at most. Each takes an open file, and a read may pass through all of them.
 const DEPTH_MAX: usize = 64;

@@ -14,7 +14,7 @@ use imago::{Storage, StorageOpenOptions};
 
 /// What happens to one access to the file.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// Nothing.
     None,
     /// It fails with this error.
@@ -25,7 +25,7 @@ pub(super) enum Fault {
 
 /// What happens to the next accesses, to all alike after the last.
 #[derive(Debug, Default)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     reads: Mutex<VecDeque<Fault>>,
     writes: Mutex<VecDeque<Fault>>,
     syncs: Mutex<VecDeque<Fault>>,
@@ -37,27 +37,27 @@ thread_local! {
 
 impl Faults {
     /// For the image that this thread opens next; what it stands on has none.
-    pub(super) fn for_next() -> Arc<Self> {
+    pub(crate) fn for_next() -> Arc<Self> {
         let faults = Arc::<Self>::default();
         NEXT.replace(Some(faults.clone()));
         faults
     }
 
     /// After `good` more accesses that succeed, these happen.
-    pub(super) fn read(&self, good: usize, faults: &[Fault]) {
+    pub(crate) fn read(&self, good: usize, faults: &[Fault]) {
         queue(&self.reads, good, faults);
     }
 
-    pub(super) fn write(&self, good: usize, faults: &[Fault]) {
+    pub(crate) fn write(&self, good: usize, faults: &[Fault]) {
         queue(&self.writes, good, faults);
     }
 
-    pub(super) fn sync(&self, good: usize, faults: &[Fault]) {
+    pub(crate) fn sync(&self, good: usize, faults: &[Fault]) {
         queue(&self.syncs, good, faults);
     }
 
     /// Nothing fails any more.
-    pub(super) fn none(&self) {
+    pub(crate) fn none(&self) {
         for queue in [&self.reads, &self.writes, &self.syncs] {
             queue.lock().unwrap().clear();
         }

@@ -1,15 +1,14 @@
 //! Files as disks.
 
-use crate::virtio::blk::engine::Work;
-use crate::virtio::blk::store::{allocate, store_zeroes};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
-use vm_memory::{Bytes, GuestAddress};
-
-use super::super::tests::{header, image, on_file};
 use super::*;
-use crate::virtio::conformance::ring::Part;
-use crate::virtio::conformance::{BUFFERS, Machine};
+use crate::storage::engine::Work;
+use crate::storage::store::{allocate, store_zeroes};
+
+fn image(path: &Path) {
+    File::create(path).unwrap().set_len(64 * SECTOR).unwrap();
+}
 
 fn refusal(path: &Path, read_only: bool) -> String {
     FileDisk::open(path, read_only).unwrap_err().to_string()
@@ -98,33 +97,6 @@ fn writers_keep_a_file_for_themselves_and_readers_share_it() {
     ));
     drop(readers);
     FileDisk::open(&path, false).unwrap();
-}
-
-#[test]
-fn a_file_that_shrank_gives_errors_and_no_more() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk");
-    image(&path);
-    let machine = Machine::new(on_file(&path));
-    let ring = &mut machine.bring_up(machine.offered())[0];
-    File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(512)
-        .unwrap();
-    for (sector, status) in [(0, 0), (1, 1), (0, 0)] {
-        header(&machine.memory, BUFFERS, 0, sector);
-        ring.add(&[Part::Read(BUFFERS, 16), Part::Write(BUFFERS + 16, 513)]);
-        machine.notify(0);
-        assert_eq!(
-            machine
-                .memory
-                .read_obj::<u8>(GuestAddress(BUFFERS + 16 + 512))
-                .unwrap(),
-            status
-        );
-    }
 }
 
 #[test]

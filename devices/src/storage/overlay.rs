@@ -329,10 +329,8 @@ impl Drop for OverlayDisk {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::tests::write_then_read;
-    use super::super::{Block, BlockConfig, FileDisk};
     use super::*;
-    use crate::virtio::conformance::{self, Subject};
+    use crate::storage::FileDisk;
 
     /// A base of some clusters and a piece.
     const SIZE: u64 = 5 * CLUSTER + 3 * 512;
@@ -357,20 +355,6 @@ mod tests {
             disk.write_piece(at, &bytes[(at - offset) as usize..][..len])
                 .unwrap();
         }
-    }
-
-    #[test]
-    fn an_overlay_conforms() {
-        let folder = tempfile::tempdir().unwrap();
-        let (base, _) = base(folder.path());
-        let path = folder.path().join("overlay");
-        conformance::run(&Subject {
-            make: Box::new(move || {
-                let disk = OverlayDisk::open(&base, ImageFormat::Raw, &path).unwrap();
-                Box::new(Block::new(Box::new(disk), BlockConfig::default()))
-            }),
-            request: write_then_read(),
-        });
     }
 
     #[test]

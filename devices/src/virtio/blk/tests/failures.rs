@@ -1,17 +1,16 @@
-//! What becomes of requests when the file under an image fails, or the library.
+//! What becomes of requests when the file under a qcow2 image fails, or the library.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use imago::FormatCreateBuilder;
 use imago::qcow2::Qcow2;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::*;
-use crate::virtio::blk::faulty::{Fault, Faults};
-use crate::virtio::blk::format::ImageFormat;
-use crate::virtio::blk::tests::{disk, header};
-use crate::virtio::blk::{BlockConfig, Engine};
+use super::{disk, header};
+use crate::storage::{Engine, Fault, Faults, FileOptions, ImageFormat, Qcow2Disk};
+use crate::virtio::blk::BlockConfig;
 use crate::virtio::conformance::ring::{Part, Ring};
 use crate::virtio::conformance::{BUFFERS, Machine, NEEDS_RESET, VERSION_1};
 

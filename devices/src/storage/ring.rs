@@ -21,8 +21,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::engine::Job;
 use super::store::{self, Store};
 
-/// Entries of the submission queue: as many as a virtqueue has.
-const ENTRIES: u32 = super::QUEUE_SIZE as u32;
+/// Entries of the submission queue: as many as a disk's virtqueue has.
+const ENTRIES: u32 = 256;
 /// Entries of the completion queue: a disk with several queues has more under way. What finds no place the kernel keeps.
 const COMPLETIONS: u32 = 4 * ENTRIES;
 

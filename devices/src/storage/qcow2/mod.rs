@@ -11,13 +11,9 @@
 
 #![forbid(unsafe_code)]
 
-#[cfg(test)]
-mod failures;
 mod header;
 mod layers;
 mod refcounts;
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashSet;
 use std::io;

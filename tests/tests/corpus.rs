@@ -115,8 +115,9 @@ fn every_target_has_a_fuzzer() {
         );
         let source = std::fs::read_to_string(format!("{folder}/fuzz_targets/{name}.rs")).unwrap();
         assert!(
-            source.contains(&format!("fuzz::{name}(data)")),
-            "tests/fuzz/fuzz_targets/{name}.rs runs another"
+            source.contains("init: berth_tests::fuzz::begin()")
+                && source.contains(&format!("fuzz::{name}(data)")),
+            "tests/fuzz/fuzz_targets/{name}.rs runs another, or does not begin as it should"
         );
     }
 }

@@ -1,3 +1,3 @@
 //! Any bytes as requests to a disk.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_tests::fuzz::block(data));
+libfuzzer_sys::fuzz_target!(init: berth_tests::fuzz::begin(), |data: &[u8]| berth_tests::fuzz::block(data));

@@ -1,3 +1,3 @@
 //! Any bytes as requests to a console.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_tests::fuzz::console(data));
+libfuzzer_sys::fuzz_target!(init: berth_tests::fuzz::begin(), |data: &[u8]| berth_tests::fuzz::console(data));

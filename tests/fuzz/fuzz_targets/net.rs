@@ -1,3 +1,3 @@
 //! Any bytes as frames and requests for a network card.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_tests::fuzz::net(data));
+libfuzzer_sys::fuzz_target!(init: berth_tests::fuzz::begin(), |data: &[u8]| berth_tests::fuzz::net(data));

@@ -1,3 +1,3 @@
 //! Any bytes as accesses to the port devices.
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_tests::fuzz::ports(data));
+libfuzzer_sys::fuzz_target!(init: berth_tests::fuzz::begin(), |data: &[u8]| berth_tests::fuzz::ports(data));

@@ -20,6 +20,7 @@ use berth_devices::virtio::console::{Console, NullPort};
 use berth_devices::virtio::pmem::{self as persistent, Pmem};
 use berth_devices::virtio::rng::Rng;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::signal::register_signal_handler;
 
 use crate::{formats, guests};
 
@@ -69,6 +70,19 @@ pub const TARGETS: &[Target] = &[
 
 const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
     Target { name, run, seeds }
+}
+
+/// Makes libFuzzer's program, whose `main` is not Rust's, one such as Berth is: a pipe without a reader is an error and no signal, and a
+/// panic that Berth catches is no crash. Called once, before the first input.
+pub fn begin() {
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(libc::SIGPIPE, nothing).expect("a signal that can be handled");
+    let crash = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !berth_devices::contained::is_here() {
+            crash(panic);
+        }
+    }));
 }
 
 /// Guest RAM for loading: small, so that lies about sizes are soon out of it.

@@ -92,6 +92,7 @@ fn signal_name(signal: i32) -> &'static str {
         1 => " (SIGHUP)",
         2 => " (SIGINT)",
         3 => " (SIGQUIT)",
+        13 => " (SIGPIPE): nobody reads what the guest says",
         15 => " (SIGTERM)",
         _ => "",
     }
@@ -165,6 +166,12 @@ mod tests {
                 &shell,
                 143,
                 Some("ended by signal 15 (SIGTERM)"),
+            ),
+            (
+                StopReason::Killed(Some(13)),
+                &command,
+                141,
+                Some("ended by signal 13 (SIGPIPE): nobody reads what the guest says"),
             ),
             (
                 StopReason::Killed(Some(40)),

@@ -30,6 +30,27 @@ fn bytes_of_every_value_pass_unchanged_and_four_processors_are_four() {
 }
 
 #[test]
+fn a_command_whose_output_is_lost_ends_as_a_program_would() {
+    let outcome = script("yes")
+        .behind(["bash", "-c", "\"$@\" | head -1; exit ${PIPESTATUS[0]}", "-"])
+        .finish();
+    outcome.expect_code(141);
+    assert_eq!(outcome.out(), "y\n", "{outcome}");
+    assert!(
+        outcome.err().contains("nobody reads what the guest says"),
+        "{outcome}"
+    );
+    let outcome = script("yes")
+        .behind(["sh", "-c", "exec \"$@\" >/dev/full", "-"])
+        .finish();
+    let sentence = outcome.sentence(125);
+    assert!(
+        sentence.contains("standard output cannot be written: No space"),
+        "{outcome}"
+    );
+}
+
+#[test]
 fn an_interactive_shell_on_a_terminal_works_and_leaves_it_as_it_was() {
     let mut running = run::<&str>([]).on_terminal().start();
     running.wait_for("# ");

@@ -99,7 +99,8 @@ fn host(what: &'static str) -> impl Fn(io::Error) -> ConsoleError {
 }
 
 impl Console {
-    /// Opens what `spec` names. `framed`: input is for a command in the shipped guest ([`frames`]).
+    /// Opens what `spec` names. `framed`: input is for a command in the shipped guest ([`frames`]), which standard output,
+    /// if it leads there, is the purpose of.
     pub(crate) fn open(spec: &SerialSpec, framed: bool, stop: &Arc<StopCell>) -> Result<Self, ConsoleError> {
         let (mut socket, mut keeper) = (None, None);
         let (output, source): (Box<dyn Write + Send>, _) = match spec {
@@ -107,7 +108,12 @@ impl Console {
             SerialSpec::Stdio => {
                 let stdout = duplicate(io::stdout(), "standard output")?;
                 let stdin = duplicate(io::stdin(), "standard input")?;
-                (Box::new(Stream::new(stdout, stop.clone())), Source::Stdin(stdin))
+                let output = if framed {
+                    Stream::essential(stdout, stop.clone(), "standard output")
+                } else {
+                    Stream::new(stdout, stop.clone())
+                };
+                (Box::new(output), Source::Stdin(stdin))
             }
             SerialSpec::File(path) => {
                 let file = OpenOptions::new().append(true).create(true).open(path);

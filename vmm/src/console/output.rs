@@ -12,7 +12,7 @@ use berth_devices::warn_guest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::stop::StopCell;
+use crate::stop::{StopCell, StopReason};
 
 /// How long to wait for a reader before looking whether the VM ends: a kick that comes just before the wait is not seen.
 const LOOK: Timespec = Timespec {
@@ -24,17 +24,52 @@ const LOOK: Timespec = Timespec {
 pub(crate) struct Stream {
     fd: OwnedFd,
     stop: Arc<StopCell>,
+    /// What the descriptor is called where the VM runs for what it says there, and ends when nobody can have it.
+    purpose: Option<&'static str>,
+    /// Its reader has left for good, which was said once.
+    unread: bool,
 }
 
 impl Stream {
     pub(crate) fn new(fd: OwnedFd, stop: Arc<StopCell>) -> Self {
-        Self { fd, stop }
+        Self {
+            fd,
+            stop,
+            purpose: None,
+            unread: false,
+        }
+    }
+
+    /// A stream whose loss ends the VM, as it would end a program that writes to it: by SIGPIPE where nobody reads it.
+    pub(crate) fn essential(fd: OwnedFd, stop: Arc<StopCell>, name: &'static str) -> Self {
+        Self {
+            purpose: Some(name),
+            ..Self::new(fd, stop)
+        }
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        write_when_ready(&self.fd, bytes, &self.stop)
+        if self.unread {
+            return Ok(bytes.len());
+        }
+        let cause = match write_when_ready(&self.fd, bytes, &self.stop) {
+            Err(cause) => cause,
+            written => return written,
+        };
+        self.unread = cause.kind() == io::ErrorKind::BrokenPipe;
+        match self.purpose {
+            None => Err(cause),
+            Some(name) => {
+                self.stop.stop(if self.unread {
+                    StopReason::Killed(Some(libc::SIGPIPE))
+                } else {
+                    StopReason::Fault(format!("{name} cannot be written: {cause}"))
+                });
+                Ok(bytes.len())
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -148,7 +183,6 @@ mod tests {
     use berth_devices::limiter::BucketConfig;
 
     use super::*;
-    use crate::stop::StopReason;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
@@ -164,6 +198,35 @@ mod tests {
         stop.stop(StopReason::Shutdown);
         // More than any pipe holds.
         stream.write_all(&vec![b'x'; 4 << 20]).unwrap();
+    }
+
+    #[test]
+    fn a_reader_that_left_is_told_of_once() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let stop = stop();
+        let mut stream = Stream::new(writer.into(), stop.clone());
+        drop(reader);
+        let said = stream.write_all(b"x").unwrap_err();
+        assert_eq!(said.kind(), io::ErrorKind::BrokenPipe);
+        stream.write_all(b"y").unwrap();
+        assert_eq!(stop.reason(), None);
+    }
+
+    #[test]
+    fn an_output_that_a_vm_runs_for_ends_it_when_it_is_lost() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let lost = "standard output cannot be written: No space left on device (os error 28)";
+        for (fd, reason) in [
+            (OwnedFd::from(writer), StopReason::Killed(Some(libc::SIGPIPE))),
+            (full.into(), StopReason::Fault(lost.to_owned())),
+        ] {
+            let stop = stop();
+            let mut stream = Stream::essential(fd, stop.clone(), "standard output");
+            stream.write_all(b"x").unwrap();
+            assert_eq!(stop.reason(), Some(reason));
+        }
     }
 
     #[test]

@@ -46,11 +46,13 @@ const MAX_PACKED: u64 = 1 << 30;
 impl Image {
     pub(crate) fn open(source: &KernelSource) -> Result<Self, BootError> {
         match source {
-            KernelSource::File(path) => open_file(path).map_err(|cause| BootError::Read {
-                what: "kernel",
-                name: source.name(),
-                cause,
-            }),
+            KernelSource::File(path) => open_file(path)
+                .map(|(file, len)| Image::File { file, len })
+                .map_err(|cause| BootError::Read {
+                    what: "kernel",
+                    name: source.name(),
+                    cause,
+                }),
             KernelSource::Embedded { bytes, .. } => Ok(Self::Static(bytes)),
         }
     }
@@ -118,16 +120,28 @@ impl Image {
     }
 }
 
-fn open_file(path: &std::path::Path) -> io::Result<Image> {
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
+/// Opens a file that a guest boots from, and says how long it is.
+///
+/// # Errors
+/// What is wrong with the path and what to do, as the end of a sentence that names it.
+pub fn open_file(path: &std::path::Path) -> io::Result<(File, u64)> {
+    let failed = |cause: io::Error| match cause.kind() {
+        io::ErrorKind::NotFound => io::Error::other("there is no such file; check its path"),
+        io::ErrorKind::PermissionDenied => {
+            io::Error::other("no permission to read it; change its owner or mode")
+        }
+        _ => cause,
+    };
+    // Before it is opened: a pipe would wait for its other end.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(io::Error::other("it is not a regular file; name one that is"));
     }
-    Ok(Image::File {
-        file,
-        len: metadata.len(),
-    })
+    let file = File::open(path).map_err(failed)?;
+    let len = file.metadata()?.len();
+    if len == 0 {
+        return Err(io::Error::other("it is empty; see how it was made"));
+    }
+    Ok((file, len))
 }
 
 fn slice(bytes: &[u8], offset: u64, len: usize) -> &[u8] {

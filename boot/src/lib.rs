@@ -23,7 +23,7 @@ pub use cmdline::CommandLine;
 pub use compression::Compression;
 pub use elf::EntryPolicy;
 pub use error::BootError;
-pub use image::KernelSource;
+pub use image::{KernelSource, open_file};
 pub use inspect::{KernelReport, inspect};
 
 /// What to boot.

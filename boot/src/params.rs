@@ -12,7 +12,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::{BootEntry, BootError, ram_size};
+use crate::{BootEntry, BootError, open_file, ram_size};
 
 /// Where the initrd lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +37,7 @@ pub(crate) fn load_initrd(
         name: path.display().to_string(),
         cause,
     };
-    let mut file = File::open(path).map_err(read)?;
-    let metadata = file.metadata().map_err(read)?;
-    if !metadata.is_file() {
-        return Err(read(std::io::Error::other("it is not a regular file")));
-    }
-    let len = metadata.len();
+    let (mut file, len) = open_file(path).map_err(read)?;
     let ram = ram_size(memory);
     let low_end = ram.min(layout::MMIO_GAP).min(INITRD_MAX + 1);
     let base = low_end

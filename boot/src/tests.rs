@@ -1,7 +1,7 @@
 //! Whole kernels through [`load`]: every container, and every lie a header can tell.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::Path;
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -275,10 +275,7 @@ fn each_lie_in_a_header_has_its_sentence() {
             b"hello".to_vec(),
             "neither an ELF file, a bzImage nor a compressed kernel (it begins with [68, 65, 6c, 6c])",
         ),
-        (
-            vec![],
-            "neither an ELF file, a bzImage nor a compressed kernel (it begins with [])",
-        ),
+        (vec![], "it is empty; see how it was made"),
         (
             elf[..40].to_vec(),
             "the ELF file has 40 bytes, fewer than its header",
@@ -358,23 +355,35 @@ fn an_initrd_lies_high_and_page_aligned_or_is_refused_with_the_figures() {
 
 #[test]
 fn files_that_cannot_be_read_are_named() {
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    let mut kernel = tempfile::NamedTempFile::new().unwrap();
+    kernel.write_all(&TestElf::new().build()).unwrap();
+    let cmdline = CommandLine::new();
     for (path, end) in [
         (
-            "/nonexistent/vmlinux",
-            "kernel /nonexistent/vmlinux: No such file or directory (os error 2)",
+            Path::new("/nonexistent/file"),
+            "there is no such file; check its path",
         ),
-        ("/", "kernel /: it is not a regular file"),
+        (Path::new("/"), "it is not a regular file; name one that is"),
+        (
+            Path::new("/dev/null"),
+            "it is not a regular file; name one that is",
+        ),
+        (empty.path(), "it is empty; see how it was made"),
     ] {
-        let source = KernelSource::File(PathBuf::from(path));
-        let cmdline = CommandLine::new();
-        let request = BootRequest {
-            kernel: &source,
-            initrd: None,
-            cmdline: &cmdline,
-            entry: EntryPolicy::Auto,
-            rsdp: None,
+        let said = |kernel: &Path, initrd| {
+            let request = BootRequest {
+                kernel: &KernelSource::File(kernel.to_owned()),
+                initrd,
+                cmdline: &cmdline,
+                entry: EntryPolicy::Auto,
+                rsdp: None,
+            };
+            load(&memory(16), &request).unwrap_err().to_string()
         };
-        assert_eq!(load(&memory(16), &request).unwrap_err().to_string(), end);
+        assert_eq!(said(path, None), format!("kernel {}: {end}", path.display()));
+        let initrd = said(kernel.path(), Some(path));
+        assert_eq!(initrd, format!("initrd {}: {end}", path.display()));
     }
 }
 

@@ -76,6 +76,11 @@ fn files_that_are_missing_unreadable_or_of_the_wrong_kind() {
         );
         scratch.refuses(run([missing, "/"]), &["/"]);
     }
+    // A pipe that nobody writes to must not be waited for: no signal would end that.
+    tools::run("mkfifo", [scratch.folder.path().join("pipe")]);
+    for flag in ["--kernel", "--initrd"] {
+        scratch.refuses(run([flag, "pipe"]), &["pipe", "not a regular file"]);
+    }
     scratch.refuses_arguments(
         ["--disk", "/nonexistent/disk"],
         &["disk", "/nonexistent/disk", "No such file"],
@@ -148,7 +153,7 @@ fn kernels_that_are_none_cut_short_or_lying() {
         bytes
     };
     for (name, bytes, part) in [
-        ("empty", vec![], "neither an ELF file"),
+        ("empty", vec![], "it is empty"),
         (
             "text",
             b"#!/bin/sh\necho no kernel\n".to_vec(),

@@ -1,6 +1,5 @@
 //! The machine's own routes: what it is and boots, before it starts; what it does, afterwards.
 
-use std::fs::File;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -245,7 +244,7 @@ pub(crate) fn put_boot(scene: &mut Scene<'_>, _: &str, boot: BootSource) -> Resu
 }
 
 fn readable(field: &str, what: &str, path: &Path) -> Result<(), ApiError> {
-    match File::open(path) {
+    match berth_boot::open_file(path) {
         Ok(_) => Ok(()),
         Err(cause) => Err(ApiError::bad(format!(
             "{field}: {what}: {}: {cause}",

@@ -54,10 +54,17 @@ impl OverlayDisk {
         };
         let base = Image::open(base, options)?;
         let size = base.size();
-        let failed = |cause| DiskError::Open {
-            path: path.to_owned(),
-            cause,
+        let failed = |cause: io::Error| {
+            let path = path.to_owned();
+            let why = match cause.kind() {
+                io::ErrorKind::NotFound => "the folder that it is to lie in does not exist; make it first",
+                io::ErrorKind::PermissionDenied => "no permission to make or write it; choose another place",
+                io::ErrorKind::StorageFull => "there is no room for it; choose another place",
+                _ => return DiskError::Open { path, cause },
+            };
+            DiskError::Overlay { path, why }
         };
+        let there = path.exists();
         let mut options = OpenOptions::new();
         options
             .read(true)
@@ -73,8 +80,19 @@ impl OverlayDisk {
         let mut present = vec![0; bytes as usize];
         let header = header(size);
         if file.metadata().map_err(failed)?.len() == 0 {
-            file.set_len(data + clusters * CLUSTER).map_err(failed)?;
-            file.write_all_at(&header, 0).map_err(failed)?;
+            // The header first: without it, what is left where there is no room would be no overlay.
+            let made = file
+                .write_all_at(&header, 0)
+                .and_then(|()| file.set_len(data + clusters * CLUSTER));
+            made.map_err(|cause| {
+                // As it was before; the refusal stands whether or not this goes well.
+                let _ = if there {
+                    file.set_len(0)
+                } else {
+                    std::fs::remove_file(path)
+                };
+                failed(cause)
+            })?;
         } else {
             check(&file, &header, path)?;
             file.read_exact_at(&mut present, HEADER).map_err(failed)?;

@@ -249,6 +249,32 @@ fn disks_that_cannot_be_disks() {
 }
 
 #[test]
+fn an_overlay_that_cannot_be_made_is_not_left_behind() {
+    tools::need_root("mounts a file system that is full");
+    let scratch = Scratch::new();
+    scratch.file("base.img", vec![0; 1024]);
+    scratch.refuses_arguments(
+        ["--disk", "base.img,overlay=nowhere/overlay"],
+        &["disk 1", "nowhere/overlay", "folder", "make it first"],
+    );
+    // Nothing but its listing is the program's output.
+    let full = "mount -t tmpfs -o size=4k none small && head -c 4096 /dev/zero >small/all && \"$@\"; code=$?; ls small; exit $code";
+    fs::create_dir(scratch.folder.path().join("small")).unwrap();
+    let outcome = run(["--kernel"])
+        .arg(guests::tiny())
+        .args(["--disk", "base.img,overlay=small/overlay"])
+        .behind(["unshare", "--mount", "sh", "-c", full, "-"])
+        .folder(scratch.folder.path())
+        .finish();
+    let sentence = outcome.sentence(codes::USER);
+    assert!(
+        sentence.contains("small/overlay: there is no room for it"),
+        "{outcome}"
+    );
+    assert_eq!(outcome.out(), "all\n", "{outcome}");
+}
+
+#[test]
 fn files_that_cannot_be_in_memory() {
     let scratch = Scratch::new();
     let odd = scratch.file("odd.img", vec![0; 1 << 20]);

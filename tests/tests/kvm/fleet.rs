@@ -321,8 +321,14 @@ fn a_snapshot_is_restored_beside_the_vm_and_goes_on_from_there() {
         fleet.attach("copy", "e", &["1\n"]).contains("ready"),
         "a second start boots"
     );
-    let sentence = fleet.run(["restore", "/nonexistent"]).sentence(codes::USER);
-    assert!(sentence.contains("/nonexistent/vm.json"), "{sentence}");
+    for verb in ["restore", "fork"] {
+        let sentence = fleet.run([verb, "/nonexistent"]).sentence(codes::USER);
+        assert!(sentence.contains("/nonexistent/vm.json"), "{sentence}");
+        assert!(
+            sentence.ends_with("; name the directory of a snapshot"),
+            "{sentence}"
+        );
+    }
 }
 
 #[test]

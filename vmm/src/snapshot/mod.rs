@@ -98,6 +98,14 @@ pub struct SnapshotReport {
     pub milliseconds: u64,
 }
 
+/// What to do where a snapshot's file cannot be read.
+fn hint(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "; name the directory of a snapshot",
+        _ => "",
+    }
+}
+
 /// Why a snapshot cannot be taken, read or restored. Displays as a sentence that names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -113,7 +121,7 @@ pub enum SnapshotError {
         cause: io::Error,
     },
     /// A file cannot be read.
-    #[error("{}: {cause}", .path.display())]
+    #[error("{}: {cause}{}", .path.display(), hint(.cause))]
     Read {
         /// The file.
         path: PathBuf,

@@ -11,7 +11,6 @@ use super::{absolute, code, open, refuse, tell};
 use crate::fleet::fork::{self, Base, Clones};
 use crate::fleet::launch::{self, Launch};
 use crate::fleet::{Entry, Fleet, FleetError, NewVm, drive};
-use crate::snapshot::DESCRIPTION;
 
 /// `berth snapshot`: prints the directory.
 pub(in super::super) fn snapshot(args: SaveArgs) -> u8 {
@@ -118,7 +117,8 @@ fn start_clones(args: ForkArgs) -> Result<Vec<Result<Entry, FleetError>>, FleetE
     let manner = args.go_on.manner();
     let fleet = open(args.go_on.state)?;
     let directory = absolute(Path::new(&args.vm));
-    let is_snapshot = args.vm.contains('/') && directory.join(DESCRIPTION).exists();
+    // No VM's name has a slash in it.
+    let is_snapshot = args.vm.contains('/');
     let found = if is_snapshot {
         None
     } else {

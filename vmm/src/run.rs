@@ -107,11 +107,18 @@ pub fn run<S>(
             None => machine.start()?,
         },
     }
-    let (otherwise, failed) = match control(&mut machine, &inbox, &signals, options.save_when_ready) {
+    let mut save = options.save_when_ready;
+    let (otherwise, failed) = match control(&mut machine, &inbox, &signals, &mut save) {
         Ok(reason) => (reason, None),
         Err(error) => (StopReason::Fault(error.to_string()), Some(error)),
     };
-    let reason = machine.finish(otherwise);
+    let reason = match machine.finish(otherwise) {
+        StopReason::Shutdown | StopReason::Exit(_) if save.is_some() => StopReason::Fault(
+            "the guest ended before it said that it is ready, so nothing was saved; how it says so stands at --ready"
+                .to_owned(),
+        ),
+        reason => reason,
+    };
     tell_end(&machine, &reason);
     drop((inbox, served));
     // Whoever has closed standard error does not want the report.
@@ -162,7 +169,7 @@ fn control(
     machine: &mut Machine,
     inbox: &Inbox,
     signals: &Signals,
-    mut save_when_ready: Option<SnapshotRequest>,
+    save_when_ready: &mut Option<SnapshotRequest>,
 ) -> Result<StopReason, MachineError> {
     let events = machine.events().clone();
     loop {

@@ -330,6 +330,18 @@ fn a_save_that_is_killed_at_any_step_leaves_the_old_snapshot_or_the_new_one() {
 }
 
 #[test]
+fn a_guest_that_ends_before_it_is_ready_is_not_taken_for_one_that_was_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = tiny("entry")
+        .arg("--snapshot-when-ready")
+        .arg(folder.path().join("saved"))
+        .finish();
+    let sentence = outcome.sentence(125);
+    assert!(sentence.contains("nothing was saved"), "{outcome}");
+    assert_eq!(names(folder.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn a_full_file_system_is_a_sentence_and_the_guest_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let (small, socket) = (folder.path().join("small"), folder.path().join("api"));

@@ -190,7 +190,12 @@ fn control(
                         return Ok(StopReason::Killed(Some(signal)));
                     }
                 }
-                (Source::Call, _) => inbox.serve(machine),
+                (Source::Call, _) => {
+                    inbox.serve(machine);
+                    if machine.is_dismissed() {
+                        return Ok(StopReason::Killed(None));
+                    }
+                }
                 (Source::Room, Some(live)) => {
                     // Only its readiness matters: there is room on the line.
                     let _ = live.vm.com1().input_space().read();

@@ -13,6 +13,15 @@ use serde_json::{Value, json};
 use crate::codes;
 
 #[test]
+fn a_vm_that_was_never_started_is_ended_with_its_process() {
+    let served = Served::start(run(["--api-only"]));
+    let socket = served.socket();
+    served.tell("POST", "/berth/v1/kill", &Value::Null);
+    served.running.finish().expect_code(0);
+    assert!(!socket.exists());
+}
+
+#[test]
 fn a_guest_is_configured_started_paused_resumed_and_ended_over_the_socket() {
     let served = Served::start(run(["--api-only"]));
     let mut events = Connection::open(&served.socket());

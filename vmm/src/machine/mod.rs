@@ -78,6 +78,8 @@ pub struct Machine {
     awaiting: bool,
     /// What it needs until it is ready is to be written down.
     record: Option<ahead::Record>,
+    /// Somebody ended it before it was started.
+    dismissed: bool,
 }
 
 /// What exists from the start on.
@@ -108,6 +110,7 @@ impl Machine {
             terminal: false,
             awaiting: false,
             record: None,
+            dismissed: false,
         }
     }
 
@@ -276,12 +279,16 @@ impl Machine {
     }
 
     /// Ends the VM whatever the guest does. The control thread, and the process, end with it.
-    pub fn kill(&mut self) -> Result<(), MachineError> {
-        self.live("be ended")?
-            .vm
-            .stop_cell()
-            .stop(StopReason::Killed(None));
-        Ok(())
+    pub fn kill(&mut self) {
+        match &self.live {
+            Some(live) => live.vm.stop_cell().stop(StopReason::Killed(None)),
+            None => self.dismissed = true,
+        }
+    }
+
+    /// Whether somebody has ended it before it was started.
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.dismissed
     }
 
     /// What exists from the start on, for the control thread.

@@ -82,7 +82,7 @@ fn huge_pages(root: &Path) -> Fact {
     );
     if total == 0 {
         return Fact::warning("huge-pages", "none reserved")
-            .advise("Reserve some (sysctl vm.nr_hugepages=N) if guests shall be backed by huge pages; others do not need them.");
+            .advise("Nothing to do: Berth does not back guests by reserved huge pages.");
     }
     Fact::ok("huge-pages", format!("{free} of {total} free, {size} MiB each"))
 }
@@ -162,7 +162,7 @@ fn landlock(abi: io::Result<i64>) -> Fact {
     match abi {
         Ok(abi) => Fact::ok("landlock", format!("ABI {abi}")),
         Err(error) => Fact::warning("landlock", format!("not there: {error}"))
-            .advise("Boot with lsm=landlock,… on Linux 5.13 or later for a tighter sandbox."),
+            .advise("Nothing to do: Berth does not use it."),
     }
 }
 
@@ -180,7 +180,7 @@ fn cgroups(root: &Path) -> Fact {
         .collect();
     if enabled.is_empty() {
         return Fact::warning(name, "none")
-            .advise("Mount cgroup2 at /sys/fs/cgroup if guests shall be limited.");
+            .advise("Mount cgroup2 at /sys/fs/cgroup if you limit VMs by cgroups; Berth itself makes none.");
     }
     let hybrid = list("sys/fs/cgroup/unified/cgroup.controllers").is_ok();
     let detail = format!(
@@ -193,17 +193,15 @@ fn cgroups(root: &Path) -> Fact {
         enabled.join(" ")
     );
     Fact::warning(name, detail)
-        .advise("Boot with systemd.unified_cgroup_hierarchy=1 for version 2, which limits guests best.")
+        .advise("Boot with systemd.unified_cgroup_hierarchy=1 for version 2 if you limit VMs by cgroups; Berth itself makes none.")
 }
 
 fn vhost(root: &Path, device: &str) -> Fact {
     let path = format!("dev/{device}");
     match OpenOptions::new().read(true).write(true).open(root.join(&path)) {
         Ok(_) => Fact::ok(device, format!("/{path} can be opened")),
-        Err(error) => Fact::warning(device, format!("/{path} cannot be opened: {error}")).advise(format!(
-            "Load the module (modprobe {}) if guests shall use the kernel's backend; Berth has its own.",
-            device.replace('-', "_")
-        )),
+        Err(error) => Fact::warning(device, format!("/{path} cannot be opened: {error}"))
+            .advise("Nothing to do: Berth has its own backend and does not use the kernel's."),
     }
 }
 

@@ -109,14 +109,26 @@ fn userfaultfd_for_user_space_only_is_a_warning() {
 }
 
 #[test]
-fn missing_devices_name_the_module() {
+fn what_berth_does_not_use_is_not_asked_for() {
     let host = root(&[]);
+    for fact in [
+        vhost(host.path(), "vhost-net"),
+        huge_pages(host.path()),
+        landlock(Err(io::ErrorKind::Unsupported.into())),
+    ] {
+        assert!(fact.advice.unwrap().starts_with("Nothing to do: Berth "));
+    }
     assert!(
-        vhost(host.path(), "vhost-net")
+        cgroups(host.path())
             .advice
             .unwrap()
-            .contains("modprobe vhost_net")
+            .contains("Berth itself makes none")
     );
+}
+
+#[test]
+fn missing_devices_name_the_module() {
+    let host = root(&[]);
     let tun = tun(host.path());
     assert_eq!(tun.status, Status::Lacking);
     assert!(tun.advice.unwrap().contains("modprobe tun"));

@@ -46,6 +46,17 @@ fn a_vm_lives_from_create_to_rm_and_every_verb_says_so() {
         (&vm["state"], &vm["reason"], &vm["exit_code"]),
         (&"stopped".into(), &"killed".into(), &143.into())
     );
+    let listed = fleet.json(["ps", "--all", "--json"])[0].take();
+    let guide = include_str!("../../../docs/fleet.md");
+    for field in [&vm, &listed]
+        .into_iter()
+        .flat_map(|vm| vm.as_object().unwrap().keys())
+    {
+        assert!(
+            guide.contains(&format!("`{field}`")),
+            "{field} is not in the guide"
+        );
+    }
     assert_eq!(fleet.good(["ps", "--quiet"]), "");
     assert!(fleet.good(["ps", "--all"]).contains("exit code 143 (killed)"));
 

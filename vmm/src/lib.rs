@@ -33,6 +33,7 @@ pub mod spec;
 pub mod stop;
 mod timing;
 mod unix;
+mod unmade;
 mod vcpu;
 pub mod vm;
 pub mod warm;

@@ -22,6 +22,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, layer, reload};
 pub use crate::rotate::Bound;
 use crate::rotate::RotatingFile;
 use crate::spec::Fault;
+use crate::unmade;
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
@@ -143,7 +144,10 @@ pub fn start(filter: &Filter, target: Target<'_>) -> Result<Log, Fault> {
 }
 
 fn unwritable(path: &Path, cause: &io::Error) -> Fault {
-    Fault::new("log-file", format!("{}: {cause}", path.display()))
+    Fault::new(
+        "log-file",
+        format!("{}: {}", path.display(), unmade::why(path, cause)),
+    )
 }
 
 /// Where the lines of a log go that can be led elsewhere.
@@ -472,7 +476,7 @@ mod tests {
         .unwrap_err();
         assert_eq!(
             fault.to_string(),
-            "log-file: /nonexistent/log: No such file or directory (os error 2)"
+            "log-file: /nonexistent/log: No such file or directory (os error 2); make the folder /nonexistent first"
         );
     }
 }

@@ -179,6 +179,11 @@ impl Entry {
         Some(SnapshotTarget::Directory(self.folder.clone()))
     }
 
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// How to save a guest here. It need not outlast a crash of the host: the host's boot is part of the key.
     pub(crate) fn request(&self) -> io::Result<SnapshotRequest> {
         if let Some(parent) = self.folder.parent() {

@@ -85,6 +85,13 @@ fn a_mistake_in_a_file_is_one_sentence_with_its_line_and_the_nearest_name() {
 }
 
 #[test]
+fn a_state_directory_that_cannot_be_made_is_a_mistake_with_a_way_out() {
+    let output = berth(&["create", "--state-dir", "/proc/nowhere"]);
+    let expected = "state-dir: /proc/nowhere: VMs cannot be kept there: No such file or directory (os error 2); name another folder with --state-dir";
+    assert_eq!(refused(&output), [expected]);
+}
+
+#[test]
 fn every_fault_has_its_sentence_and_nothing_is_left_behind() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = [
@@ -145,7 +152,7 @@ fn a_wrong_argument_is_one_sentence() {
         ),
         (
             &["run", "--log-file", "/nonexistent/log"],
-            "log-file: /nonexistent/log: No such file or directory (os error 2)",
+            "log-file: /nonexistent/log: No such file or directory (os error 2); make the folder /nonexistent first",
         ),
         (
             &["run", "--kernel", "vmlinux", "--", "ls"],

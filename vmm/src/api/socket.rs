@@ -10,6 +10,8 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::unmade;
+
 /// What a Unix socket's address has room for (sun_path, less the NUL).
 const PATH_MAX: usize = 107;
 /// How many clients may wait to be accepted.
@@ -33,7 +35,7 @@ pub enum SocketError {
     #[error("api-sock: {}: something that is not a socket is there; remove it or choose another path", .0.display())]
     Taken(PathBuf),
     /// The system refused it.
-    #[error("api-sock: {}: {cause}", .path.display())]
+    #[error("api-sock: {}: {}", .path.display(), unmade::why(.path, .cause))]
     Bind {
         /// The path.
         path: PathBuf,

@@ -31,12 +31,13 @@ use self::output::{Client, Limited, Pty, Stream};
 pub(crate) use self::terminal::RawTerminal;
 use crate::spec::SerialSpec;
 use crate::stop::StopCell;
+use crate::unmade;
 
 /// Why a serial line has no other end.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
     /// The file cannot be written.
-    #[error("serial: {}: {cause}", .path.display())]
+    #[error("serial: {}: {}", .path.display(), unmade::why(.path, .cause))]
     Path {
         /// The file or socket.
         path: PathBuf,

@@ -94,6 +94,14 @@ pub enum FleetError {
         /// Why.
         why: String,
     },
+    /// There is no place for VMs.
+    #[error("state-dir: {}: VMs cannot be kept there: {cause}; name another folder with --state-dir", .path.display())]
+    StateDir {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
     /// The VM's process said why it cannot start.
     #[error("{}", .sentences.join("\n"))]
     Start {

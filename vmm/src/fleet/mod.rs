@@ -102,7 +102,10 @@ impl Fleet {
         let vms = self.vms();
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        private.create(&vms).map_err(io_error("made", &vms))?;
+        private.create(&vms).map_err(|cause| FleetError::StateDir {
+            path: self.root.clone(),
+            cause,
+        })?;
         self.clear_leftovers();
         let id = Identity::new().map_err(io_error("made", &vms))?.id;
         let folder = vms.join(format!(".new-{id}"));

@@ -92,9 +92,9 @@ impl Machine {
     }
 
     fn keep(&mut self, entry: &Entry) -> Result<(), MachineError> {
-        let host = |cause| MachineError::Host {
+        let host = |cause: std::io::Error| MachineError::Host {
             what: "a place in the cache",
-            cause,
+            cause: std::io::Error::new(cause.kind(), format!("{}: {cause}", entry.folder().display())),
         };
         let request = entry.request().map_err(host)?;
         self.pause()?;

@@ -92,6 +92,17 @@ fn a_state_directory_that_cannot_be_made_is_a_mistake_with_a_way_out() {
 }
 
 #[test]
+fn flags_for_a_restore_are_not_dropped_where_nothing_is_restored() {
+    for flag in ["verify", "prefetch", "keep-clock"] {
+        let output = berth(&["run", &format!("--{flag}"), "--", "true"]);
+        let expected = format!(
+            "{flag}: it says how a snapshot is restored; leave it out, or name the snapshot with --restore"
+        );
+        assert_eq!(refused(&output), [expected]);
+    }
+}
+
+#[test]
 fn every_fault_has_its_sentence_and_nothing_is_left_behind() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = [

@@ -30,6 +30,15 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
         complain(&"--json: prints a VM that runs in the background; give --detach with it");
         return exit_code::USER;
     }
+    // Clap does not ask for what is required where something excludes it, as a command excludes --restore.
+    if args.restore.is_none()
+        && let Some(flag) = of_restore(&args)
+    {
+        complain(&format_args!(
+            "{flag}: it says how a snapshot is restored; leave it out, or name the snapshot with --restore"
+        ));
+        return exit_code::USER;
+    }
     if args.detach {
         return fleet::run_detached(args);
     }
@@ -64,6 +73,17 @@ pub(super) fn run(mut args: RunArgs, start: Instant) -> u8 {
         }
         Err(code) => code,
     }
+}
+
+/// The first argument that makes sense only with `--restore`.
+fn of_restore(args: &RunArgs) -> Option<&'static str> {
+    let flags = [
+        ("verify", args.verify),
+        ("uffd", args.uffd.is_some()),
+        ("prefetch", args.prefetch),
+        ("keep-clock", args.keep_clock),
+    ];
+    flags.into_iter().find_map(|(flag, given)| given.then_some(flag))
 }
 
 /// How the arguments say that the VM is to be run.

@@ -201,14 +201,14 @@ pub struct RunArgs {
     /// An image file or block device as a disk; repeatable
     ///
     /// `ro` makes it read-only; `format` is raw (if nothing is said), qcow2, or detect to look at what the image begins with; with `overlay` the image stays as it is, and FILE keeps what the guest writes; `serial` is the number that the guest reads, at most 20 characters. `bandwidth` and `ops` limit
-    /// bytes and requests a second. Write a comma in a name twice.
-    #[arg(long, value_name = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
+    /// bytes and requests a second. `queues` is how many queues the guest may use at once; `cache=writethrough` answers a write when it is safe; `direct` passes by the host's page cache; `engine` is auto, io_uring, threads or sync. Write a comma in a name twice.
+    #[arg(long, value_name = "PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]", value_parser = option(DiskSpec::from_option), help_heading = "VM")]
     pub disk: Vec<DiskSpec>,
 
     /// A file that the guest has in its memory, as /dev/pmem0 and so on; repeatable
     ///
     /// What the guest writes is in the file when it flushes; one that can be written is a multiple of 2M long. `ro` makes it read-only.
-    #[arg(long, value_name = "PATH[,ro][,id=NAME][,bandwidth=SIZE][,ops=N]", value_parser = option(PmemSpec::from_option), help_heading = "VM")]
+    #[arg(long, value_name = "PATH[,ro][,id=NAME][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]", value_parser = option(PmemSpec::from_option), help_heading = "VM")]
     pub pmem: Vec<PmemSpec>,
 
     /// A network interface on a tap of the host, or by user-mode networking; repeatable
@@ -219,7 +219,7 @@ pub struct RunArgs {
     /// of the host to one of the guest's, as 8080:80, 53:53/udp or 127.0.0.1:8080:80; repeatable. `loopback` has the guest reach the
     /// host's own services at its gateway.
     /// `bandwidth` and `ops` limit bytes and frames a second, either way.
-    #[arg(long, value_name = "tap=NAME[,create][,queues=N]|user[,publish=HOST:GUEST]…[,loopback]; [,mac=ADDRESS][,bandwidth=SIZE][,ops=N]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
+    #[arg(long, value_name = "tap=NAME[,create][,queues=N][,spread] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]", value_parser = option(NetSpec::from_option), help_heading = "VM")]
     pub net: Vec<NetSpec>,
 
     /// Sockets between guest and host

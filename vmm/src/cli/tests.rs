@@ -252,6 +252,25 @@ fn paths_may_be_any_bytes_and_texts_may_not() {
 }
 
 #[test]
+fn help_shows_every_option_that_a_flags_value_can_have() {
+    let run = Cli::command().find_subcommand("run").unwrap().clone();
+    for (flag, refused) in [
+        ("disk", DiskSpec::from_option("".as_ref()).unwrap_err()),
+        ("pmem", PmemSpec::from_option("".as_ref()).unwrap_err()),
+        ("net", NetSpec::from_option("".as_ref()).unwrap_err()),
+        ("vsock", VsockSpec::from_option("".as_ref()).unwrap_err()),
+    ] {
+        let flag = run
+            .get_arguments()
+            .find(|argument| argument.get_id() == flag)
+            .unwrap();
+        let form = flag.get_value_names().unwrap()[0].as_str();
+        let refused = refused.to_string();
+        assert!(refused.ends_with(&format!("; write it as {form}")), "{refused}");
+    }
+}
+
+#[test]
 fn help_has_examples_and_in_its_long_form_the_exit_codes() {
     let mut command = Cli::command();
     let run = command.find_subcommand_mut("run").unwrap();

@@ -170,6 +170,10 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
             "disk: \"\" names no file; write it as PATH[,ro][,format=FORMAT][,overlay=FILE][,serial=NAME][,queues=N][,cache=writethrough][,direct][,engine=ENGINE][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
         ),
         (
+            &["--disk", "x,bandwith=1M"],
+            "disk: unknown option \"bandwith=1M\"; did you mean bandwidth?",
+        ),
+        (
             &["--net", "mac=x"],
             "net: \"mac=x\" names no tap; write it as tap=NAME[,create][,queues=N][,spread] or user[,publish=HOST:GUEST]…[,loopback], and [,mac=ADDRESS][,io-thread=N][,bandwidth=SIZE][,ops=NUMBER]",
         ),
@@ -207,6 +211,10 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         let error = parse(arguments.iter().copied()).expect_err(expected);
         assert_eq!(refusal::sentence(&error), expected, "{arguments:?}");
     }
+}
+
+#[test]
+fn a_mistake_with_any_verb_is_one_sentence_that_says_where_to_look() {
     for (arguments, expected) in [
         (
             &["ps", "-q", "--json"][..],
@@ -219,7 +227,40 @@ fn each_mistake_is_one_sentence_that_names_the_argument() {
         ),
         (
             &["stop", "web", "-t", "x"],
-            "time: \"x\" is not a number of seconds",
+            "time: \"x\" is not a number of seconds; give one such as 10 or 0.5",
+        ),
+        (
+            &["logs", "web", "--tail", "x"],
+            "tail: \"x\" is not a whole number; give one from 0 on",
+        ),
+        (
+            &["logs", "web", "--tail", "99999999999999999999"],
+            "tail: \"99999999999999999999\" is too large; give a smaller number",
+        ),
+        (
+            &["logs", "web", "--tail", "-1"],
+            "-1 is negative, and no number here may be; give one from 0 on",
+        ),
+        (
+            &["fork", "web", "-n", "0"],
+            "count: \"0\" is not 1 to 10000; give a number in that range",
+        ),
+        (
+            &["run", "--restore", "d", "--", "ls"],
+            "restore and COMMAND exclude each other; give one of them",
+        ),
+        (&["inspect"], "VM is missing; see berth inspect --help"),
+        (
+            &["image", "build"],
+            "--output and SOURCE are missing; see berth image build --help",
+        ),
+        (
+            &["cache", "xyzzy"],
+            "there is no verb \"xyzzy\"; berth cache --help lists them",
+        ),
+        (
+            &["--state-dir", "d", "ps"],
+            "unknown argument \"--state-dir\"; the verb comes first, see berth --help",
         ),
     ] {
         let arguments = ["berth"].iter().chain(arguments);
@@ -253,7 +294,9 @@ fn paths_may_be_any_bytes_and_texts_may_not() {
 
 #[test]
 fn help_shows_every_option_that_a_flags_value_can_have() {
-    let run = Cli::command().find_subcommand("run").unwrap().clone();
+    let mut all = Cli::command();
+    all.build();
+    let run = all.find_subcommand("run").unwrap();
     for (flag, refused) in [
         ("disk", DiskSpec::from_option("".as_ref()).unwrap_err()),
         ("pmem", PmemSpec::from_option("".as_ref()).unwrap_err()),

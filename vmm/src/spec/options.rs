@@ -24,7 +24,7 @@ pub enum OptionError {
     },
     /// An option nobody knows.
     #[error(
-        "unknown option {option:?}; it takes {form}, and a comma that is part of a name is written twice"
+        "unknown option {option:?}; {}", instead(.option, .form)
     )]
     Unknown {
         /// The option.
@@ -66,6 +66,20 @@ pub enum OptionError {
     /// Not one of the places a serial port can lead to.
     #[error("{0:?} is no place for a serial port; use {SERIAL_FORM}")]
     Serial(String),
+}
+
+/// How alike an option and a known one must be for one to be a misspelling of the other.
+const ALIKE: f64 = 0.8;
+
+/// What to write instead of an option that `form` does not have.
+fn instead(option: &str, form: &str) -> String {
+    let key = option.split('=').next().unwrap_or_default();
+    let alike = |known: &&str| strsim::normalized_damerau_levenshtein(key, known);
+    let known = form.split(|letter: char| !letter.is_ascii_lowercase() && letter != '-');
+    match known.max_by(|one, other| alike(one).total_cmp(&alike(other))) {
+        Some(known) if alike(&known) >= ALIKE && known != key => format!("did you mean {known}?"),
+        _ => format!("it takes {form}, and a comma that is part of a name is written twice"),
+    }
 }
 
 const SERIAL_FORM: &str = "stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER";

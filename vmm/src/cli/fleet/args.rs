@@ -261,5 +261,5 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .filter(|seconds: &f64| (0.0..1e9).contains(seconds));
     seconds
         .map(Duration::from_secs_f64)
-        .ok_or_else(|| format!("{text:?} is not a number of seconds"))
+        .ok_or_else(|| format!("{text:?} is not a number of seconds; give one such as 10 or 0.5"))
 }

@@ -255,6 +255,19 @@ fn who_comes_right_behind_one_that_left_can_attach_and_nothing_typed_is_lost() {
 }
 
 #[test]
+fn a_console_that_nobody_reads_ends_as_other_programs_in_a_pipe() {
+    let fleet = Fleet::new();
+    fleet.create("web", "tally");
+    fleet.good(["start", "web"]);
+    let unread = "exec 3> >(:); wait $!; exec \"$@\" >&3";
+    let console = fleet.verb(["console", "web"]).behind(["bash", "-c", unread, "-"]);
+    let outcome = console.open_input().finish();
+    outcome.expect_code(codes::SIGNAL + 13);
+    assert_eq!(outcome.err(), "", "{outcome}");
+    assert_eq!(fleet.state("web"), "running");
+}
+
+#[test]
 fn a_console_ends_with_its_vm_and_with_its_exit_code() {
     let fleet = Fleet::new();
     let run = fleet

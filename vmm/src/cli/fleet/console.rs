@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::termios::tcgetwinsize;
 use serde_json::json;
 
-use super::super::say::complain;
+use super::super::say::{complain, printed};
 use super::args::ConsoleArgs;
 use super::{code, open};
 use crate::console::{ATTACHED_HELP, Escape, RawTerminal, Request, kept};
@@ -46,9 +46,12 @@ pub(in super::super) fn console(args: ConsoleArgs) -> u8 {
                 tell_size(&entry);
             }
         };
-        match stay(&stream, resized)
-            .map_err(|error| refused(&entry, format!("its console is lost: {error}")))?
-        {
+        let left = match stay(&stream, resized) {
+            // That of standard output: the console's own ends by being closed.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(printed(Err(error))),
+            left => left.map_err(|error| refused(&entry, format!("its console is lost: {error}")))?,
+        };
+        match left {
             Leave::Detached => {
                 complain(&format_args!(
                     "detached; berth console {} attaches again",

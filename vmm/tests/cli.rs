@@ -85,6 +85,18 @@ fn a_mistake_in_a_file_is_one_sentence_with_its_line_and_the_nearest_name() {
 }
 
 #[test]
+fn a_fault_names_the_file_where_it_is_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("vm.toml"), "cpus = 0\n").unwrap();
+    let output = berth_in(folder.path(), &["run", "--config", "vm.toml", "--memory", "1M"]);
+    let expected = [
+        "vm.toml: cpus: 0 vCPUs cannot run anything; give at least 1",
+        "memory: 1M is too little to boot anything; give at least 2M",
+    ];
+    assert_eq!(refused(&output), expected);
+}
+
+#[test]
 fn a_state_directory_that_cannot_be_made_is_a_mistake_with_a_way_out() {
     let output = berth(&["create", "--state-dir", "/proc/nowhere"]);
     let expected = "state-dir: /proc/nowhere: VMs cannot be kept there: No such file or directory (os error 2); name another folder with --state-dir";

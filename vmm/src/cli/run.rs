@@ -205,13 +205,32 @@ pub(super) fn execute(
 
 /// The VM that the arguments describe, if it makes sense. Fails with the exit code, and has said why.
 pub(super) fn validated(args: RunArgs) -> Result<ValidSpec, u8> {
-    match resolve(args) {
-        Ok(spec) => check(&spec),
+    let described = match described(&args) {
+        Ok(described) => described,
         Err(error) => {
             complain(&error);
-            Err(exit_code::USER)
+            return Err(exit_code::USER);
         }
-    }
+    };
+    let file = args.config.clone();
+    let mut spec = described.clone();
+    apply(args, &mut spec);
+    spec::validate(&spec, Limits::of_host(&spec)).map_err(|faults| {
+        let of_file = match file {
+            // Those that the file has by itself.
+            Some(_) => spec::validate(&described, Limits::of_host(&described)).err(),
+            None => None,
+        };
+        for fault in &faults {
+            match (&file, &of_file) {
+                (Some(file), Some(own)) if own.contains(fault) => {
+                    complain(&format_args!("{}: {fault}", file.display()));
+                }
+                _ => complain(fault),
+            }
+        }
+        exit_code::USER
+    })
 }
 
 /// The VM, if it makes sense on this host. Fails with the exit code, and has said why.
@@ -241,12 +260,16 @@ pub(super) fn dry_run(args: RunArgs) -> u8 {
 
 /// The VM that the arguments describe: the file's, if there is one, with what the flags say in its place.
 pub fn resolve(args: RunArgs) -> Result<VmSpec, spec::FileError> {
-    let mut spec = match &args.config {
-        Some(path) => spec::read(path)?,
-        None => VmSpec::default(),
-    };
+    let mut spec = described(&args)?;
     apply(args, &mut spec);
     Ok(spec)
+}
+
+/// The VM of the file that the arguments name, or else the shipped guest.
+fn described(args: &RunArgs) -> Result<VmSpec, spec::FileError> {
+    args.config
+        .as_deref()
+        .map_or_else(|| Ok(VmSpec::default()), spec::read)
 }
 
 /// Firecracker's memory, for machines that are configured as Firecracker's are.

@@ -409,6 +409,15 @@ fn every_shell_is_told_the_names_of_vms_and_the_flags_of_verbs() {
         }
         let said = complete(&["run", "--cmdline-r"]);
         assert!(said.contains("--cmdline-replace"), "{shell}: {said}");
+        for (flag, begun, word) in [
+            ("--rng", "o", "off"),
+            ("--serial", "so", "socket="),
+            ("--log-level", "d", "debug"),
+            ("--ready", "v", "vsock="),
+        ] {
+            let said = complete(&["run", flag, begun]);
+            assert!(said.contains(word), "{shell} {flag}: {said}");
+        }
     }
 }
 

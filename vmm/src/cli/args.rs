@@ -7,6 +7,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::completion::words;
 use super::firecracker::FirecrackerArgs;
 use super::fleet::args::{
     ConsoleArgs, EventsArgs, ForkArgs, InspectArgs, LogsArgs, PsArgs, RemoveArgs, RestoreArgs, SaveArgs,
@@ -254,13 +255,13 @@ pub struct RunArgs {
     pub console: Vec<ConsoleSpec>,
 
     /// Whether the guest has a source of entropy [default: on]
-    #[arg(long, value_name = "on|off", value_parser = switch, help_heading = "VM")]
+    #[arg(long, value_name = "on|off", value_parser = switch, add = words(&["on", "off"]), help_heading = "VM")]
     pub rng: Option<bool>,
 
     /// Whether to complete instructions that this host's KVM cannot interpret [default: on]
     ///
     /// It does nothing on hosts whose KVM runs guest kernels natively. `berth doctor` tells which kind this one is.
-    #[arg(long, value_name = "on|off", value_parser = switch, help_heading = "VM")]
+    #[arg(long, value_name = "on|off", value_parser = switch, add = words(&["on", "off"]), help_heading = "VM")]
     pub assist: Option<bool>,
 
     /// How many threads do I/O; disks and networks choose one with io-thread=N, counted from 0 [default: 1]
@@ -321,11 +322,11 @@ pub struct RunArgs {
     /// Where the first serial port leads: stdio, null, pty, file=PATH, socket=PATH or kept=FOLDER [default: stdio]
     ///
     /// With kept, output goes to console.log in the folder, and one client at a time attaches at its console.sock.
-    #[arg(long, value_name = "PLACE", value_parser = option(SerialSpec::from_option), help_heading = "Console and log")]
+    #[arg(long, value_name = "PLACE", value_parser = option(SerialSpec::from_option), add = words(&["stdio", "null", "pty", "file=", "socket=", "kept="]), help_heading = "Console and log")]
     pub serial: Option<SerialSpec>,
 
     /// What to log: off, error, warn, info, debug, trace, or directives such as info,berth::vcpu=debug [default: warn]
-    #[arg(long, value_name = "LEVEL", value_parser = str::parse::<Filter>, help_heading = "Console and log")]
+    #[arg(long, value_name = "LEVEL", value_parser = str::parse::<Filter>, add = words(&["off", "error", "warn", "info", "debug", "trace"]), help_heading = "Console and log")]
     pub log_level: Option<Filter>,
 
     /// Append the log to this file instead of writing it to standard error
@@ -440,7 +441,7 @@ pub struct RunArgs {
     /// serial port (line=REGEX), or it connects to this port of the host over its vsock (vsock=PORT) [default: port]
     ///
     /// --warm and --snapshot-when-ready wait for it, and `berth events` tells of it.
-    #[arg(long, value_name = "SIGN", value_parser = option(ReadySpec::from_option), help_heading = "Run")]
+    #[arg(long, value_name = "SIGN", value_parser = option(ReadySpec::from_option), add = words(&["port", "line=", "vsock="]), help_heading = "Run")]
     pub ready: Option<ReadySpec>,
 
     /// Boot the shipped guest, instead of going on with one that was booted before and kept (see `berth cache`)

@@ -52,3 +52,8 @@ pub(super) fn vms() -> ArgValueCandidates {
         candidates.collect()
     })
 }
+
+/// Words that a value can be or begin with.
+pub(super) fn words(words: &'static [&'static str]) -> ArgValueCandidates {
+    ArgValueCandidates::new(|| words.iter().map(CompletionCandidate::new).collect())
+}

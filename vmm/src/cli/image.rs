@@ -7,6 +7,7 @@ use std::{io, process, thread};
 use clap::{Args, Subcommand};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::completion::words;
 use super::say::{complain, print, print_json};
 use crate::exit_code;
 use crate::image::{self, BuildOptions, Built, ImageFormat, Owner, Partial};
@@ -74,7 +75,7 @@ pub struct ImageBuildArgs {
     pub output: PathBuf,
 
     /// ext4, erofs, squashfs, cpio, cpio.gz, cpio.zst, cpio.xz or cpio.lz4 [default: by the output's name]
-    #[arg(long, short, value_name = "KIND", value_parser = str::parse::<ImageFormat>)]
+    #[arg(long, short, value_name = "KIND", value_parser = str::parse::<ImageFormat>, add = words(&["ext4", "erofs", "squashfs", "cpio", "cpio.gz", "cpio.zst", "cpio.xz", "cpio.lz4"]))]
     pub format: Option<ImageFormat>,
 
     /// Size of an ext4 image [default: what it needs, and room for a tenth more]

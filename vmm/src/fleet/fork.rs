@@ -106,7 +106,12 @@ impl Base {
     /// Makes the clones; they do not run yet.
     pub fn clone_vms(&self, fleet: &Fleet, clones: &Clones) -> Result<Vec<Entry>, FleetError> {
         let nets = self.spec.nets.iter().filter(|net| !net.user).count();
-        if nets > 0 && clones.taps.len() != nets {
+        if nets == 0 && !clones.taps.is_empty() {
+            return Err(FleetError::Fork {
+                why: "the VM has no network interface on a tap; leave --tap out".to_owned(),
+            });
+        }
+        if clones.taps.len() != nets {
             return Err(FleetError::Fork {
                 why: format!(
                     "the VM has {nets} network interface(s) on taps, and a tap serves one VM; give --tap that often, with {{}} for the \

@@ -31,6 +31,8 @@ fn clones_go_on_from_where_the_vm_was_each_by_itself() {
     assert!(own.starts_with(fleet.folder("web-1").to_str().unwrap()), "{own}");
     assert_eq!(fleet.good(["fork", "web-2", "--name", "child"]), "child-1\n");
     assert_eq!(fleet.attach("child-1", "c", &["6\n"]), "6\n");
+    let sentence = fleet.run(["fork", "web", "--tap", "tap{}"]).sentence(codes::USER);
+    assert!(sentence.contains("leave --tap out"), "{sentence}");
     assert_eq!(std::fs::read_dir(fleet.path().join("bases")).unwrap().count(), 2);
     fleet.good(["rm", "--force", "web-1", "web-2", "web-3", "child-1"]);
     assert_eq!(

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::completion::words;
+use super::deferred::Deferred;
 use super::firecracker::FirecrackerArgs;
 use super::fleet::args::{
     ConsoleArgs, EventsArgs, ForkArgs, InspectArgs, LogsArgs, PsArgs, RemoveArgs, RestoreArgs, SaveArgs,
@@ -42,60 +43,60 @@ pub struct Cli {
 pub enum Command {
     /// Run a VM in the foreground until it ends
     #[command(long_about = RUN_ABOUT)]
-    Run(Box<RunArgs>),
+    Run(Deferred<Box<RunArgs>>),
     /// Make a VM that runs when it is started
     #[command(long_about = CREATE_ABOUT, after_help = CREATE_EXAMPLES, after_long_help = CREATE_EXAMPLES)]
-    Create(Box<RunArgs>),
+    Create(Deferred<Box<RunArgs>>),
     /// Start VMs in the background
-    Start(VmsArgs),
+    Start(Deferred<VmsArgs>),
     /// Have guests shut down, and end those that do not
     #[command(long_about = STOP_ABOUT)]
-    Stop(StopArgs),
+    Stop(Deferred<StopArgs>),
     /// End VMs at once
-    Kill(VmsArgs),
+    Kill(Deferred<VmsArgs>),
     /// Stop guests where they are
-    Pause(VmsArgs),
+    Pause(Deferred<VmsArgs>),
     /// Let paused guests go on
-    Resume(VmsArgs),
+    Resume(Deferred<VmsArgs>),
     /// List VMs
-    Ps(PsArgs),
+    Ps(Deferred<PsArgs>),
     /// Print all about VMs as JSON
-    Inspect(InspectArgs),
+    Inspect(Deferred<InspectArgs>),
     /// Attach to a VM's console; Ctrl-A d detaches
     #[command(long_about = CONSOLE_ABOUT)]
-    Console(ConsoleArgs),
+    Console(Deferred<ConsoleArgs>),
     /// Print what a VM's guest said, or what Berth logged about it
-    Logs(LogsArgs),
+    Logs(Deferred<LogsArgs>),
     /// Wait until VMs end, print their exit codes and end with theirs
-    Wait(VmsArgs),
+    Wait(Deferred<VmsArgs>),
     /// Save a VM, which goes on afterwards; look into snapshots and join them
     #[command(long_about = SNAPSHOT_ABOUT)]
-    Snapshot(SnapshotArgs),
+    Snapshot(Deferred<SnapshotArgs>),
     /// Make a VM that goes on from a snapshot, in the background
-    Restore(RestoreArgs),
+    Restore(Deferred<RestoreArgs>),
     /// Make clones of a VM that go on from where it is, in the background
     #[command(long_about = FORK_ABOUT)]
-    Fork(ForkArgs),
+    Fork(Deferred<ForkArgs>),
     /// Remove VMs that do not run
-    Rm(RemoveArgs),
+    Rm(Deferred<RemoveArgs>),
     /// Print what happens to VMs, as it happens
-    Events(EventsArgs),
+    Events(Deferred<EventsArgs>),
     /// Make root images from directories and tar files, and say what an image is
-    Image(ImageArgs),
+    Image(Deferred<ImageArgs>),
     /// Say what a kernel file is
-    Kernel(KernelArgs),
+    Kernel(Deferred<KernelArgs>),
     /// List the guests that are kept booted for warm starts, or clear them
     #[command(long_about = CACHE_ABOUT)]
-    Cache(CacheArgs),
+    Cache(Deferred<CacheArgs>),
     /// Be Firecracker: take its arguments and serve its API
     #[command(long_about = FIRECRACKER_ABOUT)]
-    Firecracker(Box<FirecrackerArgs>),
+    Firecracker(Deferred<Box<FirecrackerArgs>>),
     /// Say what this host offers to virtual machines, and what to do where something lacks
     #[command(after_help = "The exit code is 0 if guests can run here, and 125 if not.")]
-    Doctor(DoctorArgs),
+    Doctor(Deferred<DoctorArgs>),
     /// Run boot tests
     #[command(long_about = test::ABOUT, after_help = test::AFTER)]
-    Test(Box<TestArgs>),
+    Test(Deferred<Box<TestArgs>>),
     /// Print the JSON Schema of VM files, or of test files
     Schema {
         /// Of which files

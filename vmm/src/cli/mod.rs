@@ -18,6 +18,7 @@ use schemars::schema_for;
 mod args;
 mod cache;
 mod completion;
+mod deferred;
 mod firecracker;
 mod fleet;
 mod image;
@@ -38,6 +39,7 @@ pub use test::TestArgs;
 use crate::boot_test::file::TestFile;
 use crate::spec::VmSpec;
 use crate::{doctor, exit_code};
+use deferred::Deferred;
 use say::{complain, print, printed};
 
 /// Runs the program with the process's arguments. `start` is when it began.
@@ -49,32 +51,32 @@ pub fn main(start: Instant) -> ExitCode {
         Err(error) => return refuse(&error).into(),
     };
     let code = match cli.command {
-        Command::Run(args) => run::run(*args, start),
-        Command::Firecracker(args) => firecracker::run(*args, start),
-        Command::Create(args) => fleet::create(*args),
-        Command::Start(args) => fleet::start(args),
-        Command::Stop(args) => fleet::stop(args),
-        Command::Kill(args) => fleet::kill(args),
-        Command::Pause(args) => fleet::pause(args),
-        Command::Resume(args) => fleet::resume(args),
-        Command::Ps(args) => fleet::ps(args),
-        Command::Inspect(args) => fleet::inspect(args),
-        Command::Console(args) => fleet::console(args),
-        Command::Logs(args) => fleet::logs(args),
-        Command::Restore(args) => fleet::restore(args),
-        Command::Fork(args) => fleet::fork(args),
-        Command::Wait(args) => fleet::wait(&args),
-        Command::Rm(args) => fleet::remove(args),
-        Command::Events(args) => fleet::events(args),
-        Command::Image(args) => image::run(&args),
-        Command::Kernel(args) => kernel::run(&args),
-        Command::Cache(args) => cache::run(&args),
-        Command::Doctor(args) => examine(&args),
-        Command::Snapshot(args) => match &args.verb {
+        Command::Run(Deferred(args)) => run::run(*args, start),
+        Command::Firecracker(Deferred(args)) => firecracker::run(*args, start),
+        Command::Create(Deferred(args)) => fleet::create(*args),
+        Command::Start(Deferred(args)) => fleet::start(args),
+        Command::Stop(Deferred(args)) => fleet::stop(args),
+        Command::Kill(Deferred(args)) => fleet::kill(args),
+        Command::Pause(Deferred(args)) => fleet::pause(args),
+        Command::Resume(Deferred(args)) => fleet::resume(args),
+        Command::Ps(Deferred(args)) => fleet::ps(args),
+        Command::Inspect(Deferred(args)) => fleet::inspect(args),
+        Command::Console(Deferred(args)) => fleet::console(args),
+        Command::Logs(Deferred(args)) => fleet::logs(args),
+        Command::Restore(Deferred(args)) => fleet::restore(args),
+        Command::Fork(Deferred(args)) => fleet::fork(args),
+        Command::Wait(Deferred(args)) => fleet::wait(&args),
+        Command::Rm(Deferred(args)) => fleet::remove(args),
+        Command::Events(Deferred(args)) => fleet::events(args),
+        Command::Image(Deferred(args)) => image::run(&args),
+        Command::Kernel(Deferred(args)) => kernel::run(&args),
+        Command::Cache(Deferred(args)) => cache::run(&args),
+        Command::Doctor(Deferred(args)) => examine(&args),
+        Command::Snapshot(Deferred(args)) => match &args.verb {
             Some(verb) => snapshot::run(verb),
             None => fleet::snapshot(args.save),
         },
-        Command::Test(args) => test::run(&args),
+        Command::Test(Deferred(args)) => test::run(&args),
         Command::Schema { of } => print(&schema(of.unwrap_or_default())),
         Command::Man { folder } => manual(folder.as_deref()),
         Command::Completions { shell } => completion::script(shell),

@@ -18,7 +18,7 @@ fn parse<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<Ru
         .map(OsString::from)
         .chain(arguments.into_iter().map(Into::into));
     match Cli::try_parse_from(words)?.command {
-        Command::Run(args) => Ok(*args),
+        Command::Run(Deferred(args)) => Ok(*args),
         other => panic!("{other:?}"),
     }
 }
@@ -30,6 +30,26 @@ fn spec<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> VmSpec {
 #[test]
 fn clap_finds_no_mistake_in_the_definitions() {
     Cli::command().debug_assert();
+}
+
+#[test]
+fn what_a_verb_says_of_itself_stands_when_its_arguments_are_described() {
+    let (before, mut after) = (Cli::command(), Cli::command());
+    after.build();
+    for verb in before.get_subcommands() {
+        let name = verb.get_name();
+        let described = after.find_subcommand(name).unwrap();
+        assert_eq!(described.get_about(), verb.get_about(), "{name}");
+        assert_eq!(described.get_long_about(), verb.get_long_about(), "{name}");
+    }
+    let create = after.find_subcommand("create").unwrap();
+    assert!(
+        create
+            .get_arguments()
+            .any(|argument| argument.get_id() == "memory")
+    );
+    let help = create.get_after_long_help().map(ToString::to_string);
+    assert!(help.is_some_and(|help| help.contains("berth create --name web")));
 }
 
 #[test]

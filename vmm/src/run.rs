@@ -17,6 +17,7 @@ use crate::control::{self, ControlHandle, Inbox};
 use crate::event;
 use crate::events::{EventHub, EventKind, Identity};
 use crate::exit_code;
+use crate::footprint;
 use crate::logging::LogLevel;
 use crate::machine::{Live, LoadRequest, Machine, MachineError};
 use crate::signals::Signals;
@@ -83,6 +84,7 @@ pub fn run<S>(
 ) -> Result<StopReason, MachineError> {
     let mut timing = Timing::new(options.boot_timing, options.start);
     timing.mark("arguments");
+    footprint::share_heap();
     // Before any thread is started: it concerns them all.
     let signals = Signals::take().map_err(host("a signal descriptor"))?;
     let identity = match options.identity {
@@ -242,7 +244,12 @@ fn wait(live: Option<&mut Live>, inbox: &Inbox, signals: &Signals) -> Result<Opt
     let mut timeout = None;
     if let Some(live) = live {
         let Live {
-            vm, console, sign, ..
+            vm,
+            console,
+            sign,
+            deadline,
+            settled,
+            ..
         } = live;
         console.input.deliver(|bytes| vm.com1().enqueue(bytes));
         fds.extend([event(vm.stop_cell().wake()), event(vm.com1().input_space())]);
@@ -255,11 +262,19 @@ fn wait(live: Option<&mut Live>, inbox: &Inbox, signals: &Signals) -> Result<Opt
             fds.push(PollFd::new(sign, PollFlags::IN));
             sources.push(Source::Sign);
         }
-        timeout = match live.deadline.map(remaining) {
+        timeout = match deadline.map(remaining) {
             Some(None) => return Ok(None),
             Some(Some(left)) => Some(left),
             None => None,
         };
+        match settled.map(remaining) {
+            Some(None) => {
+                *settled = None;
+                footprint::drop_start_up_pages();
+            }
+            Some(Some(left)) => timeout = Some(timeout.map_or(left, |timeout| timeout.min(left))),
+            None => {}
+        }
     }
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}

@@ -17,6 +17,7 @@ mod disk;
 mod ends;
 mod firecracker;
 mod fleet;
+mod footprint;
 mod hostile;
 mod image;
 mod init;

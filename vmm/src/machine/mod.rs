@@ -92,6 +92,8 @@ pub(crate) struct Live {
     pub(crate) sign: Option<Awaited>,
     /// When the guest is to be ended as hung.
     pub(crate) deadline: Option<Instant>,
+    /// When to give back what only the start needs, if that was not done.
+    pub(crate) settled: Option<Instant>,
     /// What was built.
     spec: ValidSpec,
 }
@@ -217,13 +219,13 @@ impl Machine {
             console.input.hold();
         }
         vm.start()?;
-        footprint::drop_start_up_pages();
         self.live = Some(Live {
             vm,
             console,
             terminal,
             sign,
             deadline: deadline(&spec, self.timing.start()),
+            settled: settled(),
             spec,
         });
         self.events.emit(EventKind::Started);
@@ -347,6 +349,11 @@ impl Machine {
 fn deadline(spec: &ValidSpec, start: Instant) -> Option<Instant> {
     let seconds = spec.timeout.filter(|&seconds| seconds > 0)?;
     start.checked_add(Duration::from_secs(seconds))
+}
+
+/// When a machine that starts now no longer needs what only a start does.
+fn settled() -> Option<Instant> {
+    Instant::now().checked_add(footprint::SETTLED)
 }
 
 /// How the shipped guest's streams lead to the host's.

@@ -7,9 +7,8 @@ use berth_arch::x86_64::cpuid;
 use berth_arch::x86_64::kind::HostKind;
 
 use super::ahead::Ahead;
-use super::{Live, Machine, MachineError, MachineState, deadline, metadata, take_terminal};
+use super::{Live, Machine, MachineError, MachineState, deadline, metadata, settled, take_terminal};
 use crate::events::EventKind;
-use crate::footprint;
 use crate::guest::Streams;
 use crate::ready::Awaited;
 use crate::snapshot::{
@@ -142,7 +141,6 @@ impl Machine {
         vm.start_paused()?;
         self.timing.mark("vCPU threads");
         self.record = ahead.and_then(|ahead| ahead.begin(&vm));
-        footprint::drop_start_up_pages();
         self.spec = spec;
         let mut live = Live {
             vm,
@@ -150,6 +148,7 @@ impl Machine {
             terminal,
             sign,
             deadline: deadline(&valid, self.timing.start()),
+            settled: settled(),
             spec: valid,
         };
         self.events.emit(EventKind::Restored { path: found.path });

@@ -11,7 +11,7 @@
 //! - Start-up: from starting the program to having waited for its end, guest of one vCPU and 128 MiB that writes one byte
 //!   to the serial port and ends. Berth and the floor (`floor.rs`) run in turn, and the ratio is taken pair by pair, so
 //!   that a host that gets slower or faster meanwhile does not favour either.
-//! - Memory: `/proc/PID/smaps` while the guest stands halted, without the mapping that is guest RAM.
+//! - Memory: `/proc/PID/smaps` when the guest has stood halted for a second, without the mapping that is guest RAM.
 //! - Boot: the shipped guest, from starting the program to the first byte that the guest's command prints, and to the end
 //!   of the program. The first user instruction, init's, comes before both.
 #![forbid(unsafe_code)]
@@ -190,6 +190,8 @@ fn resident() -> Resident {
     .arg(guests::tiny())
     .start();
     running.wait_for("halted");
+    // What only the start needs is given back a moment later.
+    std::thread::sleep(Duration::from_secs(1));
     memory::resident(running.id(), 128)
 }
 

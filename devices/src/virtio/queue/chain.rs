@@ -12,6 +12,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::bitmap::MS;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
+use super::place::Place;
 use super::segments::{GuestIo, Segments};
 use crate::Memory;
 
@@ -19,7 +20,7 @@ use crate::Memory;
 /// It is also the most that one `preadv` takes (IOV_MAX), and what other VMMs accept.
 pub const MAX_INDIRECT: u32 = 1024;
 
-const DESCRIPTOR_SIZE: u64 = size_of::<Descriptor>() as u64;
+pub(super) const DESCRIPTOR_SIZE: usize = size_of::<Descriptor>();
 
 /// What is wrong with a chain. The driver broke the protocol: the queue stops until the device is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -98,9 +99,8 @@ struct List {
 }
 
 /// Where [`RequestChain::load`] finds a queue's descriptors.
-#[derive(Debug, Clone, Copy)]
 pub(super) struct Table {
-    pub(super) addr: GuestAddress,
+    pub(super) place: Place,
     pub(super) size: u16,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
     pub(super) indirect: bool,
@@ -183,7 +183,7 @@ impl RequestChain {
     }
 
     /// Walks the chain that begins at descriptor `head` and takes it if all of it is well-formed. If not, `self` is empty.
-    pub(super) fn load(&mut self, table: Table, head: u16) -> Result<(), ChainError> {
+    pub(super) fn load(&mut self, table: &Table, head: u16) -> Result<(), ChainError> {
         self.head = head;
         self.list.clear();
         let result = self.list.walk(&self.memory, table, head);
@@ -202,8 +202,8 @@ impl List {
         self.writable_len = 0;
     }
 
-    fn walk(&mut self, memory: &Memory, table: Table, head: u16) -> Result<(), ChainError> {
-        let mut view = View::new(memory, table.addr, table.size.into());
+    fn walk(&mut self, memory: &Memory, table: &Table, head: u16) -> Result<(), ChainError> {
+        let mut view = View::of_queue(memory, table);
         let mut index = u32::from(head);
         let mut in_indirect = false;
         let mut left = view.size;
@@ -286,26 +286,37 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(memory: &'a Memory, addr: GuestAddress, size: u32) -> Self {
-        let len = size as usize * DESCRIPTOR_SIZE as usize;
+        let len = size as usize * DESCRIPTOR_SIZE;
+        let slice = memory.get_slice(addr, len).ok();
         Self {
             memory,
             addr,
             size,
-            slice: memory.get_slice(addr, len).ok(),
+            slice,
+        }
+    }
+
+    fn of_queue(memory: &'a Memory, table: &'a Table) -> Self {
+        let len = usize::from(table.size) * DESCRIPTOR_SIZE;
+        Self {
+            memory,
+            addr: table.place.addr(),
+            size: table.size.into(),
+            slice: table.place.slice(0, len).ok(),
         }
     }
 
     fn descriptor(&self, index: u32) -> Result<Descriptor, ChainError> {
-        let offset = u64::from(index) * DESCRIPTOR_SIZE;
-        let addr = self
-            .addr
-            .checked_add(offset)
-            .ok_or(ChainError::Table { addr: self.addr.0 })?;
-        let found = match &self.slice {
-            Some(slice) => slice.read_obj(offset as usize).ok(),
-            None => self.memory.read_obj(addr).ok(),
+        let offset = index as usize * DESCRIPTOR_SIZE;
+        let found = if let Some(slice) = &self.slice {
+            slice.read_obj(offset).ok()
+        } else {
+            let addr = self.addr.checked_add(offset as u64);
+            addr.and_then(|addr| self.memory.read_obj(addr).ok())
         };
-        found.ok_or(ChainError::Table { addr: addr.0 })
+        found.ok_or(ChainError::Table {
+            addr: self.addr.0.saturating_add(offset as u64),
+        })
     }
 }
 

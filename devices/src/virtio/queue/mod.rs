@@ -11,6 +11,7 @@
 //! ```
 
 mod chain;
+mod place;
 mod segments;
 #[cfg(test)]
 mod tests;
@@ -22,8 +23,8 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
 };
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Address, AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use chain::{Buffer, ChainError, MAX_INDIRECT, RequestChain};
@@ -32,7 +33,8 @@ pub use segments::{Datagram, GuestIo, HeldIo, Segments};
 use super::counters::DeviceCounters;
 use super::device::{DeviceInterrupt, QueueResources, QueueState, StartError};
 use crate::{Memory, warn_guest};
-use chain::Table;
+use chain::{DESCRIPTOR_SIZE, Table};
+use place::Place;
 
 /// The ring features that this core supports. A device adds them to its own.
 pub const RING_FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -52,6 +54,8 @@ enum QueueFault {
     Ring(#[from] virtio_queue::Error),
     #[error("its rings cannot be reached: {0}")]
     Memory(#[from] vm_memory::GuestMemoryError),
+    #[error("its rings are not where they may be: {0}")]
+    Place(#[from] vm_memory::VolatileMemoryError),
     #[error("{0}")]
     Device(String),
 }
@@ -62,6 +66,8 @@ pub struct DeviceQueue {
     memory: Arc<Memory>,
     queue: Queue,
     table: Table,
+    avail: Place,
+    used: Place,
     /// Entries written to the used ring, and how many of them the driver can see and was considered to be told of.
     next_used: Wrapping<u16>,
     published: Wrapping<u16>,
@@ -103,14 +109,18 @@ impl DeviceQueue {
         queue.set_next_avail(at.next_avail);
         queue.set_next_used(at.next_used);
         let next_used = Wrapping(at.next_used);
+        let size = usize::from(queue.size());
+        let place = |addr, len| Place::new(&memory, GuestAddress(addr), len);
         let table = Table {
-            addr: GuestAddress(queue.desc_table()),
+            place: place(queue.desc_table(), DESCRIPTOR_SIZE * size),
             size: queue.size(),
             indirect: features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
         };
         Ok(Self {
             index,
             scratch: Some(RequestChain::new(memory.clone())),
+            avail: place(queue.avail_ring(), avail_ring_len(size)),
+            used: place(queue.used_ring(), used_ring_len(size)),
             memory,
             queue,
             table,
@@ -210,16 +220,19 @@ impl DeviceQueue {
     }
 
     fn try_pop(&mut self, chain: &mut RequestChain) -> Result<bool, QueueFault> {
-        let Some(head) = self
-            .queue
-            .iter(&*self.memory)?
-            .next()
-            .map(|chain| chain.head_index())
-        else {
+        let next = self.queue.next_avail();
+        let waiting = self.available()? - Wrapping(next);
+        if waiting.0 == 0 {
             return Ok(false);
-        };
+        }
+        if waiting.0 > self.table.size {
+            return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
+        }
+        let slot = usize::from(next & (self.table.size - 1));
+        let head: u16 = self.avail.slice(4 + 2 * slot, 2)?.load(0, Ordering::Relaxed)?;
+        self.queue.set_next_avail(next.wrapping_add(1));
         self.last_readable = 0;
-        if let Err(fault) = chain.load(self.table, head) {
+        if let Err(fault) = chain.load(&self.table, u16::from_le(head)) {
             // The state of a stopped queue then still names the chain as not taken.
             self.undo_pop(1);
             return Err(fault.into());
@@ -233,8 +246,13 @@ impl DeviceQueue {
 
     /// How many requests the driver has posted and not been given back, those that were taken among them.
     pub fn posted(&self) -> u16 {
-        let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
-        available.map_or(0, |index| (index - self.next_used).0)
+        self.available().map_or(0, |index| (index - self.next_used).0)
+    }
+
+    /// How many requests the driver has ever posted, modulo 2^16. What it wrote before is visible.
+    fn available(&self) -> Result<Wrapping<u16>, QueueFault> {
+        let index: u16 = self.avail.slice(2, 2)?.load(0, Ordering::Acquire)?;
+        Ok(Wrapping(u16::from_le(index)))
     }
 
     /// Puts the last `count` requests back where they were taken, none of them answered.
@@ -269,11 +287,13 @@ impl DeviceQueue {
         if self.broken {
             return;
         }
-        let slot = u64::from(self.next_used.0 & (self.table.size - 1));
-        let entry = (u64::from(written) << 32 | u64::from(head)).to_le_bytes();
-        if let Err(cause) = self.memory.write_slice(&entry, self.used_ring(4 + slot * 8)) {
-            self.fail_with(&cause.into());
-            return;
+        let slot = usize::from(self.next_used.0 & (self.table.size - 1));
+        let words = [u32::from(head), written];
+        for (at, word) in (4 + 8 * slot..).step_by(4).zip(words) {
+            if let Err(fault) = self.write_used(at, word.to_le(), Ordering::Relaxed) {
+                self.fail_with(&fault);
+                return;
+            }
         }
         self.next_used += 1;
         self.counters.answered(written);
@@ -284,13 +304,14 @@ impl DeviceQueue {
         if self.published == self.next_used || self.broken {
             return;
         }
-        match self
-            .memory
-            .store(self.next_used.0.to_le(), self.used_ring(2), Ordering::Release)
-        {
+        match self.write_used(2, self.next_used.0.to_le(), Ordering::Release) {
             Ok(()) => self.published = self.next_used,
-            Err(cause) => self.fail_with(&cause.into()),
+            Err(fault) => self.fail_with(&fault),
         }
+    }
+
+    fn write_used<T: AtomicAccess>(&self, at: usize, value: T, order: Ordering) -> Result<(), QueueFault> {
+        Ok(self.used.slice(at, size_of::<T>())?.store(value, 0, order)?)
     }
 
     /// Interrupts the driver if it was given something since the last call and wants to hear of it.
@@ -306,21 +327,19 @@ impl DeviceQueue {
                 self.interrupt.used_buffer(self.index);
             }
             Ok(false) => {}
-            Err(cause) => self.fail_with(&cause.into()),
+            Err(fault) => self.fail_with(&fault),
         }
         self.signalled = self.published;
     }
 
-    fn wants_interrupt(&self) -> Result<bool, vm_memory::GuestMemoryError> {
-        let size = u64::from(self.table.size);
+    fn wants_interrupt(&self) -> Result<bool, QueueFault> {
+        let size = usize::from(self.table.size);
         if self.queue.event_idx_enabled() {
-            let event: u16 = self
-                .memory
-                .load(self.avail_ring(4 + size * 2), Ordering::Relaxed)?;
+            let event: u16 = self.avail.slice(4 + 2 * size, 2)?.load(0, Ordering::Relaxed)?;
             let event = Wrapping(u16::from_le(event));
             return Ok(self.published - event - Wrapping(1) < self.published - self.signalled);
         }
-        let flags: u16 = self.memory.load(self.avail_ring(0), Ordering::Relaxed)?;
+        let flags: u16 = self.avail.slice(0, 2)?.load(0, Ordering::Relaxed)?;
         Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
@@ -342,8 +361,10 @@ impl DeviceQueue {
 
     /// Whether there is a request to take.
     pub fn has_more(&self) -> bool {
-        let available = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
-        !self.broken && available.is_ok_and(|index| index.0 != self.queue.next_avail())
+        !self.broken
+            && self
+                .available()
+                .is_ok_and(|index| index.0 != self.queue.next_avail())
     }
 
     /// Asks the driver to notify of its next request. True if one came before it could know: take that first.
@@ -383,31 +404,31 @@ impl DeviceQueue {
         );
         self.interrupt.needs_reset();
     }
-
-    // Neither wraps: `new` checked that the whole ring lies in guest memory.
-    fn used_ring(&self, offset: u64) -> GuestAddress {
-        GuestAddress(self.queue.used_ring().wrapping_add(offset))
-    }
-
-    fn avail_ring(&self, offset: u64) -> GuestAddress {
-        GuestAddress(self.queue.avail_ring().wrapping_add(offset))
-    }
 }
 
 /// Whether all three rings of `queue` lie in guest memory. `Queue::is_valid` says the same, but into the log as well, as
 /// often as a guest likes.
 pub fn rings_in_memory(queue: &Queue, memory: &Memory) -> bool {
-    let size = u64::from(queue.size());
+    let size = usize::from(queue.size());
     let rings = [
-        (queue.desc_table(), 16 * size),
-        (queue.avail_ring(), 6 + 2 * size),
-        (queue.used_ring(), 6 + 8 * size),
+        (queue.desc_table(), DESCRIPTOR_SIZE * size),
+        (queue.avail_ring(), avail_ring_len(size)),
+        (queue.used_ring(), used_ring_len(size)),
     ];
     // The crate takes an available ring at 0 for one that was never set.
     queue.ready()
         && queue.avail_ring() != 0
         && rings.iter().all(|&(addr, len)| {
-            GuestAddress(addr).checked_add(len).is_some()
-                && GuestMemoryBackend::check_range(memory, GuestAddress(addr), len as usize)
+            GuestAddress(addr).checked_add(len as u64).is_some()
+                && GuestMemoryBackend::check_range(memory, GuestAddress(addr), len)
         })
+}
+
+/// Flags, index, an entry for each descriptor, the event index.
+fn avail_ring_len(size: usize) -> usize {
+    6 + 2 * size
+}
+
+fn used_ring_len(size: usize) -> usize {
+    6 + 8 * size
 }

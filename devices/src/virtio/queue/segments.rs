@@ -1,6 +1,6 @@
 //! Guest buffers as the host's I/O calls want them: `readv` and its kin straight on guest memory, without a copy.
 //!
-//! The only unsafe code of the queue core.
+//! With [`place`](super::place) the only unsafe code of the queue core.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -66,6 +66,11 @@ impl GuestIo<'_> {
     pub fn add(&mut self, buffers: &[Buffer], skip: u64, len: u64) -> u64 {
         let before = self.len;
         for part in parts(buffers, skip, len) {
+            if let Ok(slice) = self.memory.get_slice(part.addr, part.len as usize) {
+                self.list.push(segment(&slice));
+                self.len += u64::from(part.len);
+                continue;
+            }
             // A buffer may cross from one region of guest memory into the next: two pieces on the host.
             for slice in self.memory.get_slices(part.addr, part.len as usize) {
                 let Ok(slice) = slice else {

@@ -154,8 +154,12 @@ fn look(
     quit: &AtomicBool,
     window: Duration,
 ) -> Result<bool, event_manager::Error> {
-    /// Looks between two at everything else that the thread listens to.
-    const ROUNDS: u32 = 8;
+    /// Looks at the rings between two at all else that the thread listens to, which is a system call: few where that finds something, many
+    /// where it does not.
+    const FEW: u32 = 4;
+    const MANY: u32 = 64;
+    /// A look that found work takes as long as so many others, or longer.
+    const WORK: u32 = 8;
     let each = |events: &mut EventManager<Slot>, work: fn(&mut dyn VirtioDevice) -> bool| {
         devices.iter().fold(false, |any, id| {
             let slot = events.subscriber_mut(*id);
@@ -166,17 +170,27 @@ fn look(
         device.set_polled(true);
         false
     });
-    let (mut last, mut found, mut round) = (Instant::now(), false, 0_u32);
-    while last.elapsed() < window && !quit.load(Ordering::Relaxed) {
-        round = round.wrapping_add(1);
-        let listened = round.is_multiple_of(ROUNDS) && events.run_with_timeout(0)? > 0;
-        if each(events, |device| device.poll()) {
-            found = true;
-            last = Instant::now();
-        } else if listened {
-            last = Instant::now();
-        } else {
-            std::hint::spin_loop();
+    let (mut last, mut found, mut rounds) = (Instant::now(), false, FEW);
+    while !quit.load(Ordering::Relaxed) {
+        let (mut busy, mut left) = (false, rounds);
+        while left > 0 {
+            if each(events, |device| device.poll()) {
+                busy = true;
+                left = left.saturating_sub(WORK);
+            } else {
+                std::hint::spin_loop();
+                left -= 1;
+            }
+        }
+        found |= busy;
+        let listened = events.run_with_timeout(0)? > 0;
+        rounds = if listened { FEW } else { (2 * rounds).min(MANY) };
+        // The clock is not looked at more often either.
+        let now = Instant::now();
+        if busy || listened {
+            last = now;
+        } else if now.duration_since(last) >= window {
+            break;
         }
     }
     each(events, |device| {

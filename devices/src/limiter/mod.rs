@@ -63,9 +63,14 @@ impl Limiter {
         }
     }
 
+    /// Whether there is any limit.
+    pub fn limits(&self) -> bool {
+        self.bandwidth.is_some() || self.ops.is_some()
+    }
+
     /// Whether one operation of `bytes` bytes may be done now; then it is counted. If not, the timer is set.
     pub fn admit(&mut self, bytes: u64) -> bool {
-        if self.bandwidth.is_none() && self.ops.is_none() {
+        if !self.limits() {
             return true;
         }
         self.admit_at(bytes, self.start.elapsed().as_nanos() as u64)

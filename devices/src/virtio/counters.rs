@@ -50,9 +50,9 @@ impl DeviceCounters {
         add(&self.read, readable.into());
     }
 
-    /// A request of that length was put back.
-    pub(super) fn put_back(&self, readable: u32) {
-        add(&self.read, u64::from(readable).wrapping_neg());
+    /// Requests of that length together were put back.
+    pub(super) fn put_back(&self, readable: u64) {
+        add(&self.read, readable.wrapping_neg());
     }
 
     pub(super) fn answered(&self, written: u32) {

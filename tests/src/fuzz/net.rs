@@ -37,6 +37,14 @@ impl NetBackend for Pair {
     fn start(&mut self, _: u64) -> io::Result<()> {
         Ok(())
     }
+
+    fn receives_by(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
+
+    fn sends_by(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
 }
 
 /// Spreads nothing: what comes by which pair of queues is the input's affair.

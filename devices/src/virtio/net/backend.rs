@@ -36,6 +36,16 @@ pub trait NetBackend: Send {
         send_frame(self.fd(), header, begin, frame)
     }
 
+    /// The descriptor, if to receive a frame now is nothing but one read from it: then many may be received by one system call.
+    fn receives_by(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The descriptor, if to send a frame is nothing but one write to it.
+    fn sends_by(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// The descriptor is readable or writable: time for what the backend itself has left to do.
     fn on_ready(&mut self) {}
 

@@ -460,13 +460,13 @@ impl VirtioDevice for Net {
     }
 
     fn poll(&mut self) -> bool {
-        let waits = self
-            .control
-            .as_ref()
-            .is_some_and(|control| control.transmit.waits());
+        let control = self.control.as_ref();
+        let [may_receive, may_transmit] = control.map_or([true; 2], |control| {
+            [!control.receive.waits(), !control.transmit.waits()]
+        });
         let has_more = |started: &Started| match started {
-            Started::Receive(_) => false,
-            Started::Transmit(transmitter) => !waits && transmitter.has_more(),
+            Started::Receive(receiver) => may_receive && receiver.has_more(),
+            Started::Transmit(transmitter) => may_transmit && transmitter.has_more(),
             Started::Control(commands) => commands.has_more(),
         };
         let mut any = false;
@@ -482,9 +482,10 @@ impl VirtioDevice for Net {
     fn set_polled(&mut self, polled: bool) {
         for index in 0..self.queues.len() {
             match &mut self.queues[index] {
+                Some(Started::Receive(receiver)) => receiver.set_polled(polled),
                 Some(Started::Transmit(transmitter)) => transmitter.set_polled(polled),
                 Some(Started::Control(commands)) => commands.set_polled(polled),
-                _ => continue,
+                None => continue,
             }
             if !polled {
                 self.process_queue(index as u16);

@@ -231,6 +231,14 @@ impl NetBackend for Tap {
     fn start(&mut self, features: u64) -> io::Result<()> {
         set_offloads(&self.fd, offloads(features))
     }
+
+    fn receives_by(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
+
+    fn sends_by(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
 }
 
 /// The queues of a tap with several, by which the kernel gives frames. What it has for one that is detached it drops, as it does

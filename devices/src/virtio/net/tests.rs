@@ -20,6 +20,7 @@ use crate::virtio::conformance::ring::{Part, Ring};
 use crate::virtio::conformance::{self, BUFFERS, Machine, NEEDS_RESET, Request, Subject, VERSION_1};
 use crate::virtio::queue::{Datagram, GuestIo};
 
+mod bursts;
 mod mmds;
 mod pairs;
 mod receive;
@@ -53,6 +54,14 @@ impl NetBackend for Cable {
 
     fn start(&mut self, _: u64) -> io::Result<()> {
         Ok(())
+    }
+
+    fn receives_by(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
+
+    fn sends_by(&self) -> Option<BorrowedFd<'_>> {
+        self.fault.lock().unwrap().is_none().then_some(self.fd())
     }
 
     fn send(&mut self, header: &Header, begin: &[u8], frame: &mut GuestIo) -> io::Result<()> {

@@ -10,6 +10,7 @@
 //!   broken: any chain or ring that breaks the rules: DEVICE_NEEDS_RESET, nothing more is taken until the queue starts anew
 //! ```
 
+mod burst;
 mod chain;
 mod place;
 mod segments;
@@ -27,6 +28,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
+pub use burst::{BURST, Burst};
 pub use chain::{Buffer, ChainError, MAX_INDIRECT, RequestChain};
 pub use segments::{Datagram, GuestIo, HeldIo, Segments};
 
@@ -258,9 +260,19 @@ impl DeviceQueue {
     /// Puts the last `count` requests back where they were taken, none of them answered.
     pub fn undo_pop(&mut self, count: u16) {
         // Devices put back one request with bytes to read, or several without.
-        self.counters.put_back(std::mem::take(&mut self.last_readable));
+        self.counters
+            .put_back(std::mem::take(&mut self.last_readable).into());
         self.queue
             .set_next_avail(self.queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Puts the last requests back where they were taken, none of them answered.
+    pub fn put_back(&mut self, chains: &[RequestChain]) {
+        let bytes = chains.iter().map(RequestChain::readable_len);
+        self.counters.put_back(bytes.map(u64::from).sum());
+        self.last_readable = 0;
+        self.queue
+            .set_next_avail(self.queue.next_avail().wrapping_sub(chains.len() as u16));
     }
 
     /// Puts the request that was just taken back, and takes no more in this turn of [`drain_by`](Self::drain_by): the device

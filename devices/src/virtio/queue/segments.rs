@@ -1,6 +1,6 @@
 //! Guest buffers as the host's I/O calls want them: `readv` and its kin straight on guest memory, without a copy.
 //!
-//! With [`place`](super::place) the only unsafe code of the queue core.
+//! With [`burst`](super::burst) and [`place`](super::place) the only unsafe code of the queue core.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,7 +12,7 @@ use super::chain::{Buffer, parts};
 use crate::Memory;
 
 /// Most segments that one call takes.
-const IOV_MAX: usize = 1024;
+pub(super) const IOV_MAX: usize = 1024;
 
 /// Room for a list of segments, kept by a device so that a request allocates nothing.
 #[derive(Default)]

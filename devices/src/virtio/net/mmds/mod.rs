@@ -117,6 +117,13 @@ impl NetBackend for Mmds {
         self.stack.has_frame()
     }
 
+    fn receives_by(&self) -> Option<BorrowedFd<'_>> {
+        if self.stack.has_frame() {
+            return None;
+        }
+        self.backend.receives_by()
+    }
+
     fn receive(&mut self, to: &mut GuestIo, spill: &mut [u8]) -> io::Result<Datagram> {
         let Some(frame) = self.stack.take_frame() else {
             return self.backend.receive(to, spill);

@@ -46,6 +46,10 @@ pub(crate) fn built_in() -> Vec<Case> {
         ("60 byte frames sent, depth 64", "bench=net op=tx bs=60 depth=64"),
         (
             "1514 byte frames received, depth 128",
+            "bench=net op=rx bs=1514 depth=128",
+        ),
+        (
+            "1514 byte frames received, depth 128, by interrupt",
             "bench=net op=rx bs=1514 depth=128 wait=irq",
         ),
         ("frame and its answer", "bench=net op=pingpong bs=60"),

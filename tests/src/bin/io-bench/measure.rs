@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use berth_tests::netns::Netns;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
 use crate::calls::{self, Calls};
 use crate::case::Case;
-use crate::monitor::{Given, Monitor};
-use crate::options::{self, Bench, Op};
+use crate::monitor::{Given, Kind, Monitor};
+use crate::options::{self, Bench, Op, Wait};
 use crate::partner::{self, TAP};
 use crate::process;
 
@@ -152,12 +153,17 @@ pub(crate) fn sample(
     };
     let deadline = Duration::from_secs(30) + 3 * Duration::from_millis(setting.ms);
     let command = wrap(monitor.command(&given));
-    let finished = match &netns {
+    let work = || match &netns {
         // What is only sent needs nobody who listens.
         Some(netns) if asked.op != Op::Tx => {
             with_partner(netns, asked.bs as usize, || process::run(command, deadline))
         }
         _ => process::run(command, deadline),
+    };
+    let finished = if matches!(monitor.kind, Kind::Floor) && asked.op == Op::Rx && asked.wait == Wait::Poll {
+        on_all_but_one(work)
+    } else {
+        work()
     };
     let line = finished
         .stdout
@@ -171,6 +177,22 @@ pub(crate) fn sample(
         switches: finished.switches,
         elapsed_us: finished.elapsed.as_micros() as u64,
     })
+}
+
+/// Does `work` without one of the processors, if there are several: a guest that polls would have it, and what is read from a tap and its sender
+/// share the others.
+fn on_all_but_one<T>(work: impl FnOnce() -> T) -> T {
+    let all = sched_getaffinity(None).expect("a thread may ask for its processors");
+    let mut fewer = all;
+    if all.count() > 1
+        && let Some(first) = (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu))
+    {
+        fewer.unset(first);
+    }
+    sched_setaffinity(None, &fewer).expect("a thread may have fewer processors");
+    let result = work();
+    sched_setaffinity(None, &all).expect("a thread may have its processors back");
+    result
 }
 
 fn with_partner<T>(netns: &Netns, bs: usize, work: impl FnOnce() -> T) -> T {

@@ -139,20 +139,30 @@ fn post(machine: &Machine, ring: &mut Ring, numbers: std::ops::Range<usize>, len
     machine.notify(RECEIVE);
 }
 
-/// What lies in receive buffers `numbers`, as long as the device says: the frame.
-fn received(machine: &Machine, ring: &mut Ring, mut number: usize) -> Option<(u16, Vec<u8>)> {
+/// What lies in receive buffer `number` and as many behind it as the device says: the frame.
+fn received(machine: &Machine, ring: &mut Ring, number: usize) -> Option<(u16, Vec<u8>)> {
+    received_around(machine, ring, number, usize::MAX)
+}
+
+/// The same where the driver posts the first `count` buffers again and again.
+fn received_around(
+    machine: &Machine,
+    ring: &mut Ring,
+    number: usize,
+    count: usize,
+) -> Option<(u16, Vec<u8>)> {
     let mut frame = Vec::new();
-    let mut count = 0;
+    let mut used = 0;
     let mut wanted = 1;
-    while count < wanted {
+    while used < wanted {
         let (_, len) = ring.take_used()?;
-        frame.extend(bytes(machine, BUFFERS + 0x1000 * number as u64, len as usize));
-        number += 1;
-        count += 1;
+        let addr = BUFFERS + 0x1000 * ((number + usize::from(used)) % count) as u64;
+        frame.extend(bytes(machine, addr, len as usize));
+        used += 1;
         wanted = u16::from_le_bytes([frame[10], frame[11]]);
     }
     frame[10..12].fill(0);
-    Some((count, frame))
+    Some((used, frame))
 }
 
 /// A card that `make` makes, and frames that it sends. `drain` forgets what was sent so far, `verify` compares what comes next with a

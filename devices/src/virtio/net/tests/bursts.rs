@@ -2,7 +2,9 @@
 
 use super::*;
 
-const BUFFER: usize = 0x600;
+const BUFFER: u32 = 0x600;
+/// Buffers that the driver has, as many as its ring.
+const COUNT: usize = 64;
 
 /// Frames of all lengths: mostly short ones, some that the host has put together.
 fn lengths() -> impl Iterator<Item = usize> {
@@ -13,15 +15,12 @@ fn lengths() -> impl Iterator<Item = usize> {
     })
 }
 
-/// Takes what the device has given of buffers `number` and on, posted again behind those that are there; what of the frames is complete.
-fn take_all(machine: &Machine, ring: &mut Ring, number: &mut usize, buffers: usize) -> Vec<Vec<u8>> {
+/// Takes what the device has given from buffer `number` on, and posts the buffers again; what of the frames is complete.
+fn take_all(machine: &Machine, ring: &mut Ring, number: &mut usize) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
-    while let Some((count, frame)) = received_around(machine, ring, *number, buffers) {
-        for _ in 0..count {
-            ring.add(&[Part::Write(
-                BUFFERS + (BUFFER * (*number % buffers)) as u64,
-                BUFFER as u32,
-            )]);
+    while let Some((used, frame)) = received_around(machine, ring, *number, COUNT) {
+        for _ in 0..used {
+            ring.add(&[Part::Write(BUFFERS + 0x1000 * (*number % COUNT) as u64, BUFFER)]);
             *number += 1;
         }
         frames.push(frame);
@@ -29,34 +28,11 @@ fn take_all(machine: &Machine, ring: &mut Ring, number: &mut usize, buffers: usi
     frames
 }
 
-/// The next frame, whose buffers come one after the other from a ring of `buffers`.
-fn received_around(
-    machine: &Machine,
-    ring: &mut Ring,
-    number: usize,
-    buffers: usize,
-) -> Option<(usize, Vec<u8>)> {
-    let (mut frame, mut count, mut wanted) = (Vec::new(), 0, 1);
-    while count < wanted {
-        let (_, len) = ring.take_used()?;
-        let addr = BUFFERS + (BUFFER * ((number + count) % buffers)) as u64;
-        frame.extend(bytes(machine, addr, len as usize));
-        wanted = usize::from(u16::from_le_bytes([frame[10], frame[11]]));
-        count += 1;
-    }
-    frame[10..12].fill(0);
-    Some((count, frame))
-}
-
 #[test]
 fn frames_of_all_lengths_come_in_order_with_and_without_long_ones() {
     for features in [MERGEABLE, LONG] {
         let (machine, mut receive, _, end) = machine(features);
-        let buffers = 64;
-        for number in 0..buffers {
-            receive.add(&[Part::Write(BUFFERS + (BUFFER * number) as u64, BUFFER as u32)]);
-        }
-        machine.notify(RECEIVE);
+        post(&machine, &mut receive, 0..COUNT, BUFFER);
         let mut number = 0;
         let mut lengths = lengths();
         for round in 0..20 {
@@ -66,7 +42,7 @@ fn frames_of_all_lengths_come_in_order_with_and_without_long_ones() {
                 .map(|len| end.give(round, len))
                 .collect();
             machine.device.pump();
-            let came = take_all(&machine, &mut receive, &mut number, buffers);
+            let came = take_all(&machine, &mut receive, &mut number);
             assert_eq!(came, given, "round {round}");
             machine.notify(RECEIVE);
         }
@@ -80,7 +56,7 @@ fn frames_of_all_lengths_come_in_order_with_and_without_long_ones() {
 #[test]
 fn what_is_too_short_for_a_header_is_dropped_and_its_neighbours_come_whole() {
     let (machine, mut receive, _, end) = machine(MERGEABLE);
-    post(&machine, &mut receive, 0..40, BUFFER as u32);
+    post(&machine, &mut receive, 0..40, BUFFER);
     let mut whole = Vec::new();
     for number in 0..20 {
         if number % 5 == 3 {
@@ -100,11 +76,7 @@ fn what_is_too_short_for_a_header_is_dropped_and_its_neighbours_come_whole() {
 fn frames_that_come_while_others_are_read_keep_their_order() {
     let count = 20_000_u32;
     let (machine, mut receive, _, end) = machine(LONG);
-    let buffers = 64;
-    for number in 0..buffers {
-        receive.add(&[Part::Write(BUFFERS + (BUFFER * number) as u64, BUFFER as u32)]);
-    }
-    machine.notify(RECEIVE);
+    post(&machine, &mut receive, 0..COUNT, BUFFER);
     end.socket.set_nonblocking(false).unwrap();
     let sender = std::thread::spawn(move || {
         for (number, len) in (0..count).zip(lengths()) {
@@ -118,7 +90,7 @@ fn frames_that_come_while_others_are_read_keep_their_order() {
     let (mut number, mut next) = (0, 0_u32);
     while next < count {
         machine.device.wait(|| receive.used_index() != number as u16);
-        for frame in take_all(&machine, &mut receive, &mut number, buffers) {
+        for frame in take_all(&machine, &mut receive, &mut number) {
             assert_eq!(frame[HEADER..][..4], next.to_le_bytes());
             assert_eq!(frame.len(), lengths().nth(next as usize % 29).unwrap());
             assert!(frame[HEADER + 4..].iter().all(|byte| *byte == next as u8));
